@@ -1,0 +1,104 @@
+//! What the engine asks of a model: one forward pass over a packed batch.
+//!
+//! This module is all that a model crate sees of the engine.
+
+/// Sizes that a runner is built for. They never change while it lives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows of the output matrix; logits have this width.
+    pub vocab_size: usize,
+    /// Longest sequence (prompt and answer together), in tokens.
+    pub context_len: usize,
+    /// Tokens in one KV block.
+    pub block_len: usize,
+    /// Blocks in the KV pool, block 0 included: it is padding and never handed out.
+    pub n_blocks: usize,
+    /// Most tokens in one step, over all rows.
+    pub step_tokens: usize,
+    /// Most rows (sequences) in one step.
+    pub step_rows: usize,
+    /// Most tokens whose logits may be asked for in one step.
+    pub step_outputs: usize,
+}
+
+impl Limits {
+    /// Width of a row of [`Batch::tables`]: blocks that the longest sequence needs.
+    pub fn table_width(&self) -> usize {
+        self.context_len.div_ceil(self.block_len)
+    }
+}
+
+/// One step's work: rows are sequences, each with one or many new tokens.
+///
+/// Plain vectors whose capacity is fixed at start, laid out as a device takes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// `[n_tokens]`
+    pub tokens: Vec<u32>,
+    /// `[n_tokens]` position of each token in its sequence, from 0
+    pub positions: Vec<u32>,
+    /// `[n_tokens]` `block_id * block_len + offset`: where the token's latent row is written
+    pub slots: Vec<u32>,
+    /// `[n_rows + 1]` row `r` owns `tokens[row_start[r]..row_start[r + 1]]`; its positions are consecutive
+    pub row_start: Vec<u32>,
+    /// `[n_rows]` tokens of the sequence in the cache after this step
+    pub kv_len: Vec<u32>,
+    /// `[n_rows, table_width]` block ids, padded with block 0
+    pub tables: Vec<u32>,
+    /// Width of a row of `tables`.
+    pub table_width: usize,
+    /// `[n_outputs]` indices into `tokens`, rising: the tokens whose logits are wanted
+    pub outputs: Vec<u32>,
+}
+
+impl Batch {
+    pub fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.kv_len.len()
+    }
+
+    /// Empties the batch, keeping its memory.
+    pub fn clear(&mut self) {
+        self.tokens.clear();
+        self.positions.clear();
+        self.slots.clear();
+        self.row_start.clear();
+        self.kv_len.clear();
+        self.tables.clear();
+        self.outputs.clear();
+    }
+}
+
+/// Logits of a step, `[n_outputs, vocab_size]`, in the order of [`Batch::outputs`].
+#[derive(Debug, Clone, Default)]
+pub struct Logits {
+    pub values: Vec<f32>,
+    pub vocab_size: usize,
+}
+
+impl Logits {
+    pub fn with_capacity(outputs: usize, vocab_size: usize) -> Self {
+        Self { values: Vec::with_capacity(outputs * vocab_size), vocab_size }
+    }
+
+    pub fn row(&self, output: usize) -> &[f32] {
+        &self.values[output * self.vocab_size..][..self.vocab_size]
+    }
+}
+
+/// A step that failed; the requests in it end with this text, the engine goes on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Fault(pub String);
+
+/// A loaded model. The engine's thread owns it and calls `forward` once a step.
+pub trait ModelRunner: Send {
+    fn limits(&self) -> Limits;
+
+    /// Computes one step: writes each token's latent row to its slot, attends over the row's
+    /// blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault>;
+}

@@ -1,1 +1,35 @@
+//! OpenAI's wire format: JSON in, JSON out, and the errors in between. No HTTP, no tokens.
+//!
+//! A request is parsed once into a typed value whose ranges hold; whoever has one need not check
+//! it again. Fields that the API knows and this server does not serve are refused by name.
 
+mod answer;
+mod chat;
+mod common;
+mod completion;
+mod error;
+mod fields;
+mod json;
+mod message;
+mod models;
+mod tokenize;
+mod unserved;
+
+pub use answer::{
+    Answer, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
+    CompletionLogprobs, PromptTokensDetails, StopReason, TokenLogprob, TopLogprob, Usage,
+};
+pub use chat::ChatRequest;
+pub use common::{Generation, StreamOptions};
+pub use completion::{CompletionRequest, Prompt};
+pub use error::{Code, Error, Result};
+pub use message::{CalledFunction, Message, Role, ToolCall};
+pub use models::{Model, ModelList};
+pub use tokenize::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeInput, TokenizeRequest};
+
+/// A request, and the names of the fields that nobody here knows: ignored, worth a log line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed<T> {
+    pub request: T,
+    pub ignored: Vec<String>,
+}

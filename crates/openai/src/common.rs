@@ -1,0 +1,179 @@
+//! Fields that chat and completions share.
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+use crate::fields::{Bounds, Fields, to_ids, to_number, to_string, wrong_type};
+
+/// Most sequences that one request may ask for, prompts times choices.
+pub(crate) const SEQUENCES_MAX: usize = 256;
+const CHOICES_MAX: i64 = 128;
+const BIASES_MAX: usize = 1024;
+const STOPS_MAX: usize = 64;
+const STOP_BYTES_MAX: usize = 1024;
+const STOP_IDS_MAX: usize = 256;
+
+/// How to generate. `None` where the checkpoint or the server decides.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Generation {
+    pub model: Option<String>,
+    pub max_tokens: Option<usize>,
+    pub min_tokens: usize,
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    /// 0 is off.
+    pub top_k: Option<usize>,
+    pub min_p: f32,
+    pub presence_penalty: f32,
+    pub frequency_penalty: f32,
+    pub repetition_penalty: Option<f32>,
+    pub logit_bias: Vec<(u32, f32)>,
+    pub seed: Option<i64>,
+    /// At least 1.
+    pub n: usize,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub include_stop_str_in_output: bool,
+    pub ignore_eos: bool,
+    pub skip_special_tokens: bool,
+    /// `Some` when the answer is to be streamed.
+    pub stream: Option<StreamOptions>,
+    pub return_token_ids: bool,
+    pub return_tokens_as_token_ids: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct StreamOptions {
+    /// The last chunk carries the usage of the whole request.
+    pub include_usage: bool,
+    /// Every chunk carries the usage so far.
+    pub continuous_usage_stats: bool,
+}
+
+impl Generation {
+    /// Takes the shared fields, all but those for the length.
+    pub(crate) fn take(fields: &mut Fields, vocab_size: usize) -> Result<Self> {
+        crate::unserved::check_inert(fields)?;
+        Ok(Self {
+            model: fields.string("model")?,
+            max_tokens: None,
+            min_tokens: 0,
+            temperature: fields.number("temperature", Bounds::from(0.0, 2.0))?,
+            top_p: fields.number("top_p", Bounds::above(0.0, 1.0))?,
+            top_k: fields.int("top_k", -1..=i64::MAX)?.map(|k| k.max(0) as usize),
+            min_p: fields.number("min_p", Bounds::from(0.0, 1.0))?.unwrap_or(0.0),
+            presence_penalty: fields.number("presence_penalty", Bounds::from(-2.0, 2.0))?.unwrap_or(0.0),
+            frequency_penalty: fields.number("frequency_penalty", Bounds::from(-2.0, 2.0))?.unwrap_or(0.0),
+            repetition_penalty: fields.number("repetition_penalty", Bounds::above(0.0, 2.0))?,
+            logit_bias: take_logit_bias(fields, vocab_size)?,
+            seed: fields.int("seed", i64::MIN..=i64::MAX)?,
+            n: fields.int("n", 1..=CHOICES_MAX)?.unwrap_or(1) as usize,
+            stop: take_stop(fields)?,
+            stop_token_ids: take_stop_ids(fields, vocab_size)?,
+            include_stop_str_in_output: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
+            ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
+            skip_special_tokens: fields.bool("skip_special_tokens")?.unwrap_or(true),
+            stream: take_stream(fields)?,
+            return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
+            return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(false),
+        })
+    }
+
+    /// Takes `min_tokens`, once `max_tokens` is known.
+    pub(crate) fn take_min_tokens(&mut self, fields: &mut Fields) -> Result<()> {
+        let least = fields.int("min_tokens", 0..=i64::MAX)?.unwrap_or(0) as usize;
+        if let Some(most) = self.max_tokens.filter(|most| least > *most) {
+            return Err(Error::value(
+                "min_tokens",
+                format!("`min_tokens` is {least}, more than `max_tokens`, which is {most}."),
+            ));
+        }
+        self.min_tokens = least;
+        Ok(())
+    }
+}
+
+fn take_logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f32)>> {
+    let Some(map) = fields.object("logit_bias")? else { return Ok(Vec::new()) };
+    if map.len() > BIASES_MAX {
+        return Err(Error::value(
+            "logit_bias",
+            format!("`logit_bias` has {} entries; at most {BIASES_MAX} are allowed.", map.len()),
+        ));
+    }
+    let entry = |(key, value): (&String, &Value)| {
+        let plain = key.bytes().all(|b| b.is_ascii_digit()) && (key == "0" || !key.starts_with('0'));
+        let id = plain.then(|| key.parse::<u32>().ok()).flatten();
+        let Some(id) = id.filter(|id| (*id as usize) < vocab_size) else {
+            let shown: String = key.chars().take(32).collect();
+            return Err(Error::value(
+                "logit_bias",
+                format!(
+                    "The key {shown:?} of `logit_bias` is not a token id of this model; ids are \
+                     decimal numbers below {vocab_size}."
+                ),
+            ));
+        };
+        let path = format!("logit_bias.{id}");
+        Ok((id, to_number(&path, value, &Bounds::from(-100.0, 100.0))? as f32))
+    };
+    map.iter().map(entry).collect()
+}
+
+fn take_stop(fields: &mut Fields) -> Result<Vec<String>> {
+    let stops = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::String(text)) => vec![("stop".to_owned(), text)],
+        Some(Value::Array(list)) => {
+            let text = |(i, item)| {
+                let path = format!("stop[{i}]");
+                to_string(&path, item).map(|text| (path, text))
+            };
+            list.into_iter().enumerate().map(text).collect::<Result<_>>()?
+        }
+        Some(other) => return Err(wrong_type("stop", &other, "a string or an array of strings")),
+    };
+    if stops.len() > STOPS_MAX {
+        return Err(Error::value(
+            "stop",
+            format!("`stop` has {} strings; at most {STOPS_MAX} are allowed.", stops.len()),
+        ));
+    }
+    for (path, text) in &stops {
+        if text.is_empty() || text.len() > STOP_BYTES_MAX {
+            return Err(Error::value(
+                path,
+                format!("`{path}` has {} bytes; a stop string has 1 to {STOP_BYTES_MAX}.", text.len()),
+            ));
+        }
+    }
+    Ok(stops.into_iter().map(|(_, text)| text).collect())
+}
+
+fn take_stop_ids(fields: &mut Fields, vocab_size: usize) -> Result<Vec<u32>> {
+    let list = fields.list("stop_token_ids")?.unwrap_or_default();
+    if list.len() > STOP_IDS_MAX {
+        return Err(Error::value(
+            "stop_token_ids",
+            format!("`stop_token_ids` has {} ids; at most {STOP_IDS_MAX} are allowed.", list.len()),
+        ));
+    }
+    to_ids("stop_token_ids", &list, vocab_size)
+}
+
+fn take_stream(fields: &mut Fields) -> Result<Option<StreamOptions>> {
+    let stream = fields.bool("stream")?.unwrap_or(false);
+    let Some(options) = fields.take("stream_options") else {
+        return Ok(stream.then(StreamOptions::default));
+    };
+    let mut options = Fields::at("stream_options", options)?;
+    if !stream {
+        return Err(Error::value("stream_options", "`stream_options` is only allowed with `stream`: true."));
+    }
+    // Padding against traffic analysis; a local server has none to switch off.
+    options.bool("include_obfuscation")?;
+    Ok(Some(StreamOptions {
+        include_usage: options.bool("include_usage")?.unwrap_or(false),
+        continuous_usage_stats: options.bool("continuous_usage_stats")?.unwrap_or(false),
+    }))
+}

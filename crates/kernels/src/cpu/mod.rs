@@ -1,0 +1,496 @@
+//! The CPU backend: vector instructions chosen at run time, a pool of threads, panels of weights.
+//!
+//! Everything heavy is a product of packed panels with vectors ([`tile`]); [`matmul`] shares products
+//! out over threads, [`attend`] uses the same tiles for attention.
+
+mod attend;
+mod attention;
+pub(crate) mod isa;
+mod lanes;
+mod matmul;
+mod moe;
+mod packed;
+mod pool;
+mod scratch;
+mod tile;
+
+pub use isa::Isa;
+pub use packed::PackedMatrices;
+
+use crate::backend::{Backend, Rope, View, Workspace};
+use crate::dtype::Precision;
+use crate::error::{KernelError, Result, require};
+use crate::matrix::Parts;
+use crate::ops::{
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Embed, Experts, GatedMlp, LatentWrite, Linear,
+    LmHead, RmsNorm, Route, rotate_pairs,
+};
+use crate::step::{Step, StepLimits, StepState};
+use half::bf16;
+use matmul::{Item, Segment, matmul};
+use packed::{Elements, Huge, Panels, SendPtr};
+use pool::Pool;
+use scratch::{Operands, Scratch};
+use tile::Elem;
+
+/// Rows below which a row-wise op is not worth waking a thread for.
+const FEW_ROWS: usize = 8;
+
+pub struct Cpu {
+    pool: Pool,
+    isa: Isa,
+    precision: Precision,
+    step: StepState,
+    limits: Option<StepLimits>,
+    /// `[tokens, rope / 2, 2]` cos and sin of the step's positions
+    cos_sin: Vec<f32>,
+    /// Tokens of rows that take `attend_latent`.
+    absorbed: Vec<u32>,
+    expand_from: usize,
+    scratch: Scratch,
+}
+
+impl Cpu {
+    /// `precision` is that of the latent cache; weights name theirs when they are packed, and the two
+    /// must agree where they meet (attention).
+    pub fn new(threads: usize, precision: Precision) -> Self {
+        Self::with_isa(threads, precision, Isa::detect())
+    }
+
+    /// With a plainer instruction set than the machine has: for tests and measurements.
+    ///
+    /// # Panics
+    /// If the machine lacks `isa`.
+    pub fn with_isa(threads: usize, precision: Precision, isa: Isa) -> Self {
+        assert!(Isa::all().contains(&isa), "this machine has no {}", isa.name());
+        Self {
+            pool: Pool::new(threads.max(1)),
+            isa,
+            precision,
+            step: StepState::default(),
+            limits: None,
+            cos_sin: Vec::new(),
+            absorbed: Vec::new(),
+            expand_from: usize::MAX,
+            scratch: Scratch::default(),
+        }
+    }
+
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Bytes of scratch memory reserved.
+    pub fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
+    }
+
+    /// `task(worker, item)` for each item, on all threads if there are more than a few.
+    fn rows(&mut self, items: usize, task: &(dyn Fn(usize, usize) + Sync)) {
+        if items < FEW_ROWS {
+            (0..items).for_each(|item| task(0, item));
+        } else {
+            self.pool.run(items, task);
+        }
+    }
+
+    /// Sums over threads of the bandwidth that reading `bytes` of memory once reaches, in bytes a
+    /// second: the roof over a decode step. Reads in the way that products do.
+    pub fn read_bandwidth(&mut self, bytes: usize) -> Result<f64> {
+        let mut data = Huge::<f32>::zeroed(bytes / 4, "bandwidth probe")?;
+        let chunk = 1 << 18;
+        let chunks = data.len() / chunk;
+        let base = SendPtr::new(data.as_mut_ptr());
+        // SAFETY: chunks are disjoint.
+        let at = |i: usize| unsafe { std::slice::from_raw_parts_mut(base.at(i * chunk), chunk) };
+        self.pool.run(chunks, &|_, i| at(i).fill(1.0));
+        let isa = self.isa;
+        let mut best = f64::MAX;
+        for _ in 0..5 {
+            let start = std::time::Instant::now();
+            self.pool.run(chunks, &|_, i| {
+                std::hint::black_box(lanes::sum(isa, at(i)));
+            });
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        Ok((chunks * chunk * 4) as f64 / best)
+    }
+}
+
+/// The latent cache: `[layers, n_blocks, block_len, row]`, plain rows in order.
+pub struct LatentArena {
+    elements: ArenaElements,
+    /// `[layers, slots, latent_width]`
+    shape: [usize; 3],
+    /// Elements from one row to the next: `latent_width` rounded up to whole tile steps.
+    row: usize,
+}
+
+enum ArenaElements {
+    F32(Huge<f32>),
+    Bf16(Huge<bf16>),
+}
+
+/// An element type that an arena and a stack of weights can hold, and where their memory is.
+trait Stored: Elem {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>>;
+    fn arena(arena: &LatentArena) -> Option<*const Self>;
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self>;
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self>;
+}
+
+impl Stored for f32 {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
+        if let Elements::F32(p) = &weight.elements { Some(p) } else { None }
+    }
+
+    fn arena(arena: &LatentArena) -> Option<*const Self> {
+        if let ArenaElements::F32(p) = &arena.elements { Some(p.as_ptr()) } else { None }
+    }
+
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
+        if let ArenaElements::F32(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
+    }
+
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
+        &mut scratch.f32
+    }
+}
+
+impl Stored for bf16 {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
+        if let Elements::Bf16(p) = &weight.elements { Some(p) } else { None }
+    }
+
+    fn arena(arena: &LatentArena) -> Option<*const Self> {
+        if let ArenaElements::Bf16(p) = &arena.elements { Some(p.as_ptr()) } else { None }
+    }
+
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
+        if let ArenaElements::Bf16(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
+    }
+
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
+        &mut scratch.bf16
+    }
+}
+
+/// Runs `$body` with `$E` as the element type of `$weight`.
+macro_rules! by_element {
+    ($weight:expr, $E:ident => $body:expr) => {
+        match &$weight.elements {
+            Elements::F32(_) => {
+                type $E = f32;
+                $body
+            }
+            Elements::Bf16(_) => {
+                type $E = bf16;
+                $body
+            }
+        }
+    };
+}
+
+/// `weight`'s panels and the arena must hold one element type.
+fn same_precision<T>(found: Option<T>, op: &'static str) -> Result<T> {
+    found.ok_or_else(|| KernelError::Shape { op, what: "weights and cache differ in precision".into() })
+}
+
+impl Backend for Cpu {
+    type Buffer = Vec<f32>;
+    type Indices = Vec<u32>;
+    type Weight = PackedMatrices;
+    type Arena = LatentArena;
+
+    fn buffer(&mut self, len: usize) -> Result<Vec<f32>> {
+        zeros(len)
+    }
+
+    fn upload(&mut self, values: &[f32]) -> Result<Vec<f32>> {
+        Ok(values.to_vec())
+    }
+
+    fn indices(&mut self, len: usize) -> Result<Vec<u32>> {
+        Ok(vec![0; len])
+    }
+
+    fn pack(&mut self, stack: &[Parts<'_>], precision: Precision) -> Result<PackedMatrices> {
+        PackedMatrices::pack(&mut self.pool, stack, precision)
+    }
+
+    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<LatentArena> {
+        let shape = [layers, limits.slots(), latent_width];
+        let pair = if self.precision == Precision::F32 { 1 } else { bf16::PAIR };
+        let row = latent_width.next_multiple_of(pair);
+        let len = layers.checked_mul(limits.slots()).and_then(|n| n.checked_mul(row)).unwrap_or(usize::MAX);
+        let elements = match self.precision {
+            Precision::F32 => ArenaElements::F32(Huge::zeroed(len, "the latent cache")?),
+            Precision::Bf16 => ArenaElements::Bf16(Huge::zeroed(len, "the latent cache")?),
+        };
+        Ok(LatentArena { elements, shape, row })
+    }
+
+    fn reserve(&mut self, workspace: Workspace) -> Result<()> {
+        let Workspace { limits, mla, .. } = &workspace;
+        self.step = StepState::new(limits);
+        self.cos_sin = zeros(limits.tokens * mla.qk_rope_head_dim)?;
+        self.absorbed = Vec::with_capacity(limits.tokens);
+        self.expand_from = workspace.expand_from;
+        self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
+        self.limits = Some(workspace.limits);
+        Ok(())
+    }
+
+    fn buffer_len(buffer: &Vec<f32>) -> usize {
+        buffer.len()
+    }
+
+    fn indices_len(indices: &Vec<u32>) -> usize {
+        indices.len()
+    }
+
+    fn weight_shape(weight: &PackedMatrices) -> [usize; 3] {
+        weight.shape
+    }
+
+    fn arena_shape(arena: &LatentArena) -> [usize; 3] {
+        arena.shape
+    }
+
+    fn arena_bytes(arena: &LatentArena) -> usize {
+        match &arena.elements {
+            ArenaElements::F32(p) => p.len() * 4,
+            ArenaElements::Bf16(p) => p.len() * 2,
+        }
+    }
+
+    fn weight_bytes(weight: &PackedMatrices) -> usize {
+        weight.bytes()
+    }
+
+    fn read(&self, buffer: &Vec<f32>, len: usize) -> Vec<f32> {
+        buffer[..len].to_vec()
+    }
+
+    fn read_indices(&self, indices: &Vec<u32>, len: usize) -> Vec<u32> {
+        indices[..len].to_vec()
+    }
+
+    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
+        let limits = self.limits.as_ref();
+        let limits =
+            limits.ok_or(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
+        self.step.load(step, limits)?;
+        let width = 2 * rope.inv_freq.len();
+        require(self.step.n_tokens() * width <= self.cos_sin.len(), "begin_step", || "rope width".into())?;
+        for (&position, out) in self.step.positions.iter().zip(self.cos_sin.chunks_exact_mut(width)) {
+            for (pair, freq) in out.chunks_exact_mut(2).zip(&rope.inv_freq) {
+                let (sin, cos) = (position as f32 * freq).sin_cos();
+                (pair[0], pair[1]) = (cos * rope.scale, sin * rope.scale);
+            }
+        }
+        self.absorbed.clear();
+        for row in self.step.rows.iter().filter(|row| row.len < self.expand_from) {
+            self.absorbed.extend((row.first..row.first + row.len).map(|t| t as u32));
+        }
+        Ok(())
+    }
+
+    fn step_tokens(&self) -> usize {
+        self.step.n_tokens()
+    }
+
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let hidden = op.check(tokens)?;
+        let ids = &self.step.tokens;
+        let vocab = op.table.shape[1];
+        require(ids.iter().all(|&id| (id as usize) < vocab), "embed", || {
+            "a token is outside the table".into()
+        })?;
+        let out = SendPtr::new(op.out.as_mut_ptr());
+        by_element!(op.table, E => {
+            let panels = same_precision(E::panels(op.table), "embed")?;
+            self.pool.run(tokens, &|_, t| {
+                // SAFETY: rows do not overlap and lie within `out`, as checked.
+                let row = unsafe { std::slice::from_raw_parts_mut(out.at(t * hidden), hidden) };
+                panels.read_row(ids[t] as usize, row);
+            });
+        });
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let width = op.check(tokens)?;
+        let (isa, out) = (self.isa, SendPtr::new(op.out.as_mut_ptr()));
+        self.rows(tokens, &|_, t| {
+            let x = &op.x.buffer[op.x.offset + t * op.x.stride..][..width];
+            // SAFETY: rows do not overlap and lie within `out`, as checked.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.at(t * width), width) };
+            lanes::rms_norm(isa, x, op.weight, op.eps, out);
+        });
+        Ok(())
+    }
+
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let [rows, cols] = op.check(tokens)?;
+        by_element!(op.weight, E => self.linear_of::<E>(op, tokens, rows, cols))
+    }
+
+    fn latent_write(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
+        op.check(self.step.n_tokens())?;
+        match &op.arena.elements {
+            ArenaElements::F32(_) => self.latent_write_of::<f32>(op),
+            ArenaElements::Bf16(_) => self.latent_write_of::<bf16>(op),
+        }
+    }
+
+    fn absorb_query(&mut self, op: AbsorbQuery<'_, Self>) -> Result<()> {
+        op.check(self.step.n_tokens())?;
+        by_element!(op.w_uk, E => self.absorb_query_of::<E>(op))
+    }
+
+    fn attend_latent(&mut self, op: AttendLatent<'_, Self>) -> Result<()> {
+        op.check(self.step.n_tokens())?;
+        match &op.arena.elements {
+            ArenaElements::F32(_) => self.attend_latent_of::<f32>(op),
+            ArenaElements::Bf16(_) => self.attend_latent_of::<bf16>(op),
+        }
+    }
+
+    fn absorb_output(&mut self, op: AbsorbOutput<'_, Self>) -> Result<()> {
+        op.check(self.step.n_tokens())?;
+        by_element!(op.w_uv, E => self.absorb_output_of::<E>(op))
+    }
+
+    fn attend_expanded(&mut self, op: AttendExpanded<'_, Self>) -> Result<()> {
+        op.check(self.step.n_tokens())?;
+        by_element!(op.w_k, E => self.attend_expanded_of::<E>(op))
+    }
+
+    fn gated_mlp(&mut self, op: GatedMlp<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let [hidden, _] = op.check(tokens)?;
+        by_element!(op.down, E => self.gated_mlp_of::<E>(op, tokens, hidden))
+    }
+
+    fn route(&mut self, op: Route<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let hidden = op.check(tokens)?;
+        self.route_f32(op, tokens, hidden)
+    }
+
+    fn experts(&mut self, op: Experts<'_, Self>) -> Result<()> {
+        let tokens = self.step.n_tokens();
+        let [n, hidden, _] = op.check(tokens)?;
+        by_element!(op.down, E => self.experts_of::<E>(op, tokens, n, hidden))
+    }
+
+    fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
+        let outputs = self.step.outputs.len();
+        let [vocab, hidden] = op.check(self.step.n_tokens(), outputs)?;
+        by_element!(op.weight, E => self.lm_head_of::<E>(op, outputs, vocab, hidden))
+    }
+}
+
+fn zeros(len: usize) -> Result<Vec<f32>> {
+    let mut v = Vec::new();
+    v.try_reserve_exact(len).map_err(|_| KernelError::Memory { what: "a buffer", bytes: len * 4 })?;
+    v.resize(len, 0.0);
+    Ok(v)
+}
+
+impl Cpu {
+    fn linear_of<E: Stored>(
+        &mut self,
+        op: Linear<'_, Self>,
+        tokens: usize,
+        rows: usize,
+        cols: usize,
+    ) -> Result<()> {
+        let w = same_precision(E::panels(op.weight), "linear")?;
+        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &op.x, tokens, cols)?;
+        let out = SendPtr::new(op.out.as_mut_ptr());
+        let segments = [Segment { matrix: 0, first: 0, len: tokens }];
+        let finish = |_: usize, t: usize, first: usize, values: &mut [f32]| {
+            let n = values.len().min(rows.saturating_sub(first));
+            // SAFETY: each piece of each row of `out` is finished once, and lies within it as checked.
+            let out = unsafe { std::slice::from_raw_parts_mut(out.at(t * rows + first), n) };
+            if op.accumulate {
+                out.iter_mut().zip(values).for_each(|(o, v)| *o += *v);
+            } else {
+                out.copy_from_slice(&values[..n]);
+            }
+        };
+        // SAFETY: `x` holds `tokens` rows of at least `cols`.
+        unsafe {
+            matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
+        };
+        Ok(())
+    }
+
+    fn latent_write_of<E: Stored>(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
+        let d = op.dims;
+        let (rank, width) = (d.kv_lora_rank, d.latent_width());
+        let [_, slots, _] = op.arena.shape;
+        let row = op.arena.row;
+        let arena = same_precision(E::arena_mut(op.arena), "latent_write")?;
+        let arena = SendPtr::new(arena);
+        require(self.cos_sin.len() >= self.step.n_tokens() * d.qk_rope_head_dim, "latent_write", || {
+            "rope".into()
+        })?;
+        let isa = self.isa;
+        for (t, &slot) in self.step.slots.iter().enumerate() {
+            require((slot as usize) < slots, "latent_write", || format!("slot {slot}"))?;
+            let latent = &mut self.scratch.latent_row[..width];
+            let kv = &op.kv.buffer[op.kv.offset + t * op.kv.stride..][..width];
+            lanes::rms_norm(isa, &kv[..rank], op.norm, op.eps, &mut latent[..rank]);
+            latent[rank..].copy_from_slice(&kv[rank..]);
+            rotate_pairs(&mut latent[rank..], &self.cos_sin[t * d.qk_rope_head_dim..][..d.qk_rope_head_dim]);
+            let at = (op.layer * slots + slot as usize) * row;
+            // SAFETY: layer and slot were checked against the arena's shape; nobody reads it now.
+            let out = unsafe { std::slice::from_raw_parts_mut(arena.at(at), width) };
+            E::convert(isa, latent, out);
+        }
+        Ok(())
+    }
+
+    fn lm_head_of<E: Stored>(
+        &mut self,
+        op: LmHead<'_, Self>,
+        outputs: usize,
+        vocab: usize,
+        hidden: usize,
+    ) -> Result<()> {
+        let w = same_precision(E::panels(op.weight), "lm_head")?;
+        require(outputs * hidden <= self.scratch.normed.len(), "lm_head", || format!("{outputs} outputs"))?;
+        let mut normed = std::mem::take(&mut self.scratch.normed);
+        for (out, &t) in normed.chunks_exact_mut(hidden).zip(&self.step.outputs) {
+            lanes::rms_norm(self.isa, &op.x[t as usize * hidden..][..hidden], op.norm, op.eps, out);
+        }
+        let view = View::<Self>::dense(&normed, hidden);
+        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &view, outputs, hidden)?;
+        let logits = SendPtr::new(op.logits.as_mut_ptr());
+        let segments = [Segment { matrix: 0, first: 0, len: outputs }];
+        let finish = |_: usize, o: usize, first: usize, values: &mut [f32]| {
+            let n = values.len().min(vocab.saturating_sub(first));
+            // SAFETY: each piece of each row of `logits` is finished once, and lies within it as checked.
+            let out = unsafe { std::slice::from_raw_parts_mut(logits.at(o * vocab + first), n) };
+            out.copy_from_slice(&values[..n]);
+        };
+        if outputs > 0 {
+            // SAFETY: `x` holds `outputs` rows of `hidden`.
+            unsafe {
+                matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
+            };
+        }
+        self.scratch.normed = normed;
+        Ok(())
+    }
+}

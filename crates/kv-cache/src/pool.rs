@@ -141,7 +141,8 @@ mod tests {
 
     #[test]
     fn check_sees_each_kind_of_damage() {
-        let damage: [(&str, fn(&mut Ledger)); 5] = [
+        type Harm = fn(&mut Ledger);
+        let damage: [(&str, Harm); 5] = [
             ("block 3 is neither", |l| l.free.retain(|&id| id != 3)),
             ("block 2 is in the free list", |l| l.free.push(2)),
             ("block 1 is in the free list", |l| l.lent[1] = true),

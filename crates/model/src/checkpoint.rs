@@ -3,7 +3,9 @@
 
 use crate::problems::Problems;
 use kernels::{DType, MappedFile};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io::ErrorKind;
@@ -14,12 +16,14 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 /// A 61-layer model of 256 experts has an index of about 9 MB.
 const INDEX_BYTES_MAX: u64 = 256 << 20;
+/// The same bound as in the format's own library.
+const HEADER_BYTES_MAX: usize = 100_000_000;
 
 /// Tensors by name, over bytes that stay mapped as long as this lives.
 #[derive(Debug)]
 pub struct Checkpoint {
     files: Vec<Bytes>,
-    tensors: HashMap<String, Entry>,
+    tensors: HashMap<String, TensorEntry>,
 }
 
 /// A tensor as it lies in its file: row-major, little-endian, not aligned.
@@ -65,7 +69,7 @@ impl Bytes {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct TensorEntry {
     file: usize,
     stored: Dtype,
     shape: Vec<usize>,
@@ -123,7 +127,7 @@ impl Checkpoint {
         self.files.iter().map(|file| file.get().len()).sum()
     }
 
-    fn view<'a>(&'a self, name: &'a str, entry: &'a Entry) -> Tensor<'a> {
+    fn view<'a>(&'a self, name: &'a str, entry: &'a TensorEntry) -> Tensor<'a> {
         let bytes = &self.files[entry.file].get()[entry.bytes.clone()];
         Tensor { name, shape: &entry.shape, bytes, stored: entry.stored }
     }
@@ -146,34 +150,26 @@ impl Checkpoint {
     }
 
     fn add(&mut self, file_name: &str, bytes: Bytes, problems: &mut Problems) {
-        let file = self.files.len();
-        let data = bytes.get();
-        // Reading the header checks that the tensors lie end to end, fill the file exactly and are
-        // each as long as their shape and format say.
-        let (header_len, header) = match SafeTensors::read_metadata(data) {
+        let (data_start, header) = match read_header(bytes.get()) {
             Ok(read) => read,
-            Err(_) if data.starts_with(b"version https://git-lfs") => {
-                problems.push(file_name, "a Git LFS pointer, not the weights; run `git lfs pull`");
-                return;
-            }
-            Err(e) => {
-                problems.push(file_name, format!("not a whole safetensors file ({e}); fetch it again"));
+            Err(what) => {
+                problems.push(file_name, what);
                 return;
             }
         };
-        let data_start = 8 + header_len;
+        let file = self.files.len();
         for (name, info) in header.tensors() {
             let (start, end) = info.data_offsets;
-            let entry = Entry {
-                file,
-                stored: info.dtype,
-                shape: info.shape.clone(),
-                bytes: data_start + start..data_start + end,
-            };
-            if self.tensors.contains_key(&name) {
-                problems.push(file_name, format!("holds {name}, which another shard holds too; remove one"));
-            } else {
-                self.tensors.insert(name, entry);
+            let bytes = data_start + start..data_start + end;
+            let entry = TensorEntry { file, stored: info.dtype, shape: info.shape.clone(), bytes };
+            match self.tensors.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(entry);
+                }
+                Entry::Occupied(taken) => {
+                    let what = format!("holds {}, which another shard holds too; remove one", taken.key());
+                    problems.push(file_name, what);
+                }
             }
         }
         self.files.push(bytes);
@@ -190,6 +186,28 @@ impl Checkpoint {
             }
         }
     }
+}
+
+/// Where a file's data starts, and its header: 8 bytes of length, then JSON.
+///
+/// `SafeTensors::read_metadata` does the same, but adds lengths from the file unchecked.
+fn read_header(file: &[u8]) -> Result<(usize, Metadata), String> {
+    if file.starts_with(b"version https://git-lfs") {
+        return Err("a Git LFS pointer, not the weights; run `git lfs pull`".into());
+    }
+    let broken = |why: &str| format!("not a whole safetensors file ({why}); fetch it again");
+    let (header_len, rest) = file.split_first_chunk().ok_or_else(|| broken("less than 8 bytes"))?;
+    let header_len = usize::try_from(u64::from_le_bytes(*header_len)).unwrap_or(usize::MAX);
+    if header_len > rest.len().min(HEADER_BYTES_MAX) {
+        return Err(broken(&format!("a header of {header_len} bytes")));
+    }
+    let (header, data) = rest.split_at(header_len);
+    // Parsing checks that the tensors lie end to end and are as long as shape and format say.
+    let header: Metadata = serde_json::from_slice(header).map_err(|e| broken(&e.to_string()))?;
+    if header.data_len() != data.len() {
+        return Err(broken(&format!("{} bytes of data where {} belong", data.len(), header.data_len())));
+    }
+    Ok((file.len() - data.len(), header))
 }
 
 /// `model.safetensors.index.json`

@@ -268,7 +268,7 @@ impl Plan {
 
     fn write_speed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(bandwidth) = self.assumptions.bandwidth_bytes else { return Ok(()) };
-        writeln!(f, "\nDecoding at {}/s, tokens a second at most", bytes(bandwidth as u64))?;
+        writeln!(f, "\nDecoding at {:.1} GB/s, tokens a second at most", bandwidth / 1e9)?;
         writeln!(f, "  {:<16}{:>12}{:>14}", "depth", "batch 1", "batch 16")?;
         for depth in [0, 2048, 8192] {
             let [one, many] = [1, 16].map(|b| self.decode_tokens_per_second(b, depth).unwrap_or_default());

@@ -159,43 +159,34 @@ fn read(fields: &mut Fields<'_>, family: Family) -> Option<ModelSpec> {
 /// Dimensions of the attention; the softmax scale is filled in when the rope is known.
 fn mla_dims(fields: &mut Fields<'_>) -> Option<MlaDims> {
     let n_heads = fields.integer("num_attention_heads", 1..=1 << 12);
-    let kv_heads = fields.integer_or_null("num_key_value_heads", 1..=1 << 12);
     let kv_lora_rank = fields.integer("kv_lora_rank", 1..=1 << 14);
     let nope = fields.integer("qk_nope_head_dim", 1..=1 << 12);
     let rope = fields.integer("qk_rope_head_dim", 2..=1 << 12);
     let value = fields.integer("v_head_dim", 1..=1 << 12);
-    let (n_heads, nope, rope, value) = (n_heads?, nope?, rope?, value?);
-    let dims = MlaDims {
-        n_heads,
-        kv_lora_rank: kv_lora_rank?,
-        qk_nope_head_dim: nope,
-        qk_rope_head_dim: rope,
-        v_head_dim: value,
-        softmax_scale: 1.0,
-    };
-    if rope % 2 != 0 {
+    let kv_heads = fields.integer_or_null("num_key_value_heads", 1..=1 << 12);
+    if kv_heads.flatten().is_some_and(|kv_heads| n_heads.is_some_and(|n| n != kv_heads)) {
+        fields.refuse("num_key_value_heads", "must equal num_attention_heads: all heads share one latent");
+    }
+    if rope.is_some_and(|rope| rope % 2 != 0) {
         fields.refuse("qk_rope_head_dim", "must be even: rope turns pairs");
     }
-    if kv_heads?.is_some_and(|kv_heads| kv_heads != n_heads) {
-        fields.refuse(
-            "num_key_value_heads",
-            format!("must equal num_attention_heads ({n_heads}): all heads share one latent"),
-        );
+    let dims = MlaDims {
+        n_heads: n_heads?,
+        kv_lora_rank: kv_lora_rank?,
+        qk_nope_head_dim: nope?,
+        qk_rope_head_dim: rope?,
+        v_head_dim: value?,
+        softmax_scale: 1.0,
+    };
+    let per_head = dims.qk_head_dim().max(nope? + value?).max(dims.latent_width());
+    if dims.n_heads * per_head > WIDTH_MAX {
+        let what = format!("times the widest row of a head ({per_head}) must be at most {WIDTH_MAX}");
+        fields.refuse("num_attention_heads", what);
     }
-    let per_head = dims.qk_head_dim().max(nope + value).max(dims.latent_width());
-    if n_heads * per_head > WIDTH_MAX {
-        fields.refuse(
-            "num_attention_heads",
-            format!("times the head's width ({per_head}) must be at most {WIDTH_MAX}"),
-        );
-    }
-    if let Some(given) = fields.integer_or_null("qk_head_dim", 1..=1 << 13)?
-        && given != dims.qk_head_dim()
-    {
-        fields.refuse(
-            "qk_head_dim",
-            format!("must be qk_nope_head_dim + qk_rope_head_dim ({})", dims.qk_head_dim()),
-        );
+    let qk_head_dim = fields.integer_or_null("qk_head_dim", 1..=1 << 13)?;
+    if qk_head_dim.is_some_and(|given| given != dims.qk_head_dim()) {
+        let what = format!("must be qk_nope_head_dim + qk_rope_head_dim ({})", dims.qk_head_dim());
+        fields.refuse("qk_head_dim", what);
     }
     Some(dims)
 }

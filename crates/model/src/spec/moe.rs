@@ -49,7 +49,7 @@ fn dense_layers(
             leading(1)
         }
         (_, listed) => {
-            let leading = leading(fields.integer("first_k_dense_replace", 0..=usize::MAX)?);
+            let leading = leading(fields.integer("first_k_dense_replace", 0..=1 << 16)?);
             if listed.is_some_and(|listed| listed != leading) {
                 fields.refuse("mlp_layer_types", "contradicts first_k_dense_replace; remove one of them");
                 return None;

@@ -1,5 +1,9 @@
 //! Configs, checkpoints and plans: what is read, and what is refused.
+mod bad_config;
+mod checkpoint;
+mod plan;
 mod published;
+mod tensors;
 
 use std::path::{Path, PathBuf};
 

@@ -81,7 +81,7 @@ impl Yarn {
             high += 0.001;
         }
         let extrapolated = 1.0 / self.theta.powf(2.0 * i / self.dim);
-        let keep = 1.0 - ((i - low) / (high - low)).max(0.0).min(1.0);
+        let keep = 1.0 - ((i - low) / (high - low)).clamp(0.0, 1.0);
         extrapolated / self.factor * (1.0 - keep) + extrapolated * keep
     }
 }

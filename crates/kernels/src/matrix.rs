@@ -100,7 +100,7 @@ impl<'a> Matrix<'a> {
     }
 
     /// The whole matrix as f32, row-major, in the shape that [`Self::shape`] names.
-    pub(crate) fn to_f32(self) -> Vec<f32> {
+    pub fn to_f32(self) -> Vec<f32> {
         let [rows, cols] = self.shape();
         let mut stored = vec![0.0; rows * cols];
         for (r, out) in stored.chunks_mut(self.stored_cols).enumerate() {

@@ -1,0 +1,33 @@
+//! A model as the engine drives it.
+
+use crate::forward::Model;
+use engine::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+use kernels::{Backend, Step};
+
+impl<B: Backend> ModelRunner for Model<B> {
+    fn limits(&self) -> Limits {
+        let l = self.step_limits();
+        Limits {
+            vocab_size: l.vocab_size,
+            context_len: l.context_len,
+            block_len: l.block_len,
+            n_blocks: l.n_blocks,
+            step_tokens: l.tokens,
+            step_rows: l.rows,
+            step_outputs: l.outputs,
+        }
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+        let step = Step {
+            tokens: &batch.tokens,
+            positions: &batch.positions,
+            slots: &batch.slots,
+            row_start: &batch.row_start,
+            kv_len: &batch.kv_len,
+            tables: &batch.tables,
+            outputs: &batch.outputs,
+        };
+        Model::forward(self, &step, &mut logits.values).map_err(|e| Fault(e.to_string()))
+    }
+}

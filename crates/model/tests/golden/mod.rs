@@ -1,0 +1,191 @@
+//! Reference checkpoints under `tests/goldens`, and a small stand-in for the engine: block tables and steps.
+
+use kernels::{Backend, Precision, Step, StepLimits};
+use model::checkpoint::Checkpoint;
+use model::forward::{Model, Place};
+use model::spec::ModelSpec;
+use model::tensors;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens")
+}
+
+pub(crate) struct Golden {
+    pub(crate) name: String,
+    dir: PathBuf,
+    pub(crate) json: Value,
+    tensors: Vec<u8>,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) step_tokens: usize,
+    pub(crate) block_len: usize,
+}
+
+impl Golden {
+    /// All that the repository holds.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut names: Vec<String> = std::fs::read_dir(goldens())
+            .unwrap()
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.path().join("golden.json").is_file())
+            .map(|entry| entry.file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert!(names.len() >= 7, "goldens are missing: {names:?}");
+        names.iter().map(|name| Self::open(name)).collect()
+    }
+
+    pub(crate) fn open(name: &str) -> Self {
+        let dir = goldens().join(name);
+        let read =
+            |file: &str| std::fs::read(dir.join(file)).unwrap_or_else(|e| panic!("{name}/{file}: {e}"));
+        let json = serde_json::from_slice(&read("golden.json")).unwrap();
+        Self { name: name.to_owned(), json, tensors: read("golden.safetensors"), dir }
+    }
+
+    pub(crate) fn ids(&self, prompt: usize) -> Vec<u32> {
+        ids(&self.json["prompts"][prompt]["ids"])
+    }
+
+    pub(crate) fn greedy(&self, prompt: usize) -> Vec<u32> {
+        ids(&self.json["prompts"][prompt]["greedy"]["ids"])
+    }
+
+    pub(crate) fn f32s(&self, name: &str) -> Vec<f32> {
+        let all = SafeTensors::deserialize(&self.tensors).unwrap();
+        let data = all.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec();
+        data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+    }
+
+    pub(crate) fn u32s(&self, name: &str) -> Vec<u32> {
+        self.f32s(name).iter().map(|v| v.to_bits()).collect()
+    }
+
+    pub(crate) fn spec(&self) -> ModelSpec {
+        ModelSpec::parse(&std::fs::read(self.dir.join("config.json")).unwrap()).unwrap()
+    }
+
+    pub(crate) fn model<B: Backend>(&self, backend: B, precision: Precision, shape: Shape) -> Model<B> {
+        self.model_of(self.spec(), backend, precision, shape)
+    }
+
+    /// With a spec that a test has changed.
+    pub(crate) fn model_of<B: Backend>(
+        &self,
+        spec: ModelSpec,
+        backend: B,
+        precision: Precision,
+        shape: Shape,
+    ) -> Model<B> {
+        let checkpoint = Checkpoint::open(&self.dir).unwrap();
+        let checked = tensors::check(&spec, &checkpoint).unwrap();
+        let limits = StepLimits {
+            tokens: shape.step_tokens,
+            rows: 8,
+            outputs: shape.step_tokens,
+            vocab_size: spec.vocab_size,
+            context_len: 400,
+            block_len: shape.block_len,
+            n_blocks: 5 * 400usize.div_ceil(shape.block_len) + 1,
+        };
+        Model::load(spec, &checked, backend, precision, limits, &mut |_| ()).unwrap()
+    }
+}
+
+pub(crate) fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+
+/// Feeds sequences to a model in steps of at most `chunk` tokens each, all in one batch, and returns
+/// the logits at every position of each.
+pub(crate) fn run<B: Backend>(model: &mut Model<B>, sequences: &[Vec<u32>], chunk: usize) -> Vec<Vec<f32>> {
+    run_watched(model, sequences, chunk, |_, _| ())
+}
+
+pub(crate) fn run_watched<B: Backend>(
+    model: &mut Model<B>,
+    sequences: &[Vec<u32>],
+    chunk: usize,
+    mut look: impl FnMut(Place, &Model<B>),
+) -> Vec<Vec<f32>> {
+    let limits = model.step_limits().clone();
+    let width = limits.table_width();
+    // Blocks of a sequence lie far apart, in falling order.
+    let table =
+        |s: usize| (0..width).map(|i| (limits.n_blocks - 1 - (i * sequences.len() + s)) as u32).collect();
+    let tables: Vec<Vec<u32>> = (0..sequences.len()).map(table).collect();
+    let mut done = vec![0; sequences.len()];
+    let mut logits = vec![Vec::new(); sequences.len()];
+    while (0..sequences.len()).any(|s| done[s] < sequences[s].len()) {
+        let (mut tokens, mut positions, mut slots) = (vec![], vec![], vec![]);
+        let (mut kv_len, mut batch_tables, mut owners, mut row_start) = (vec![], vec![], vec![], vec![0]);
+        for s in 0..sequences.len() {
+            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - tokens.len());
+            if n == 0 {
+                continue;
+            }
+            for p in done[s]..done[s] + n {
+                tokens.push(sequences[s][p]);
+                positions.push(p as u32);
+                slots.push(
+                    tables[s][p / limits.block_len] * limits.block_len as u32 + (p % limits.block_len) as u32,
+                );
+                owners.push(s);
+            }
+            done[s] += n;
+            row_start.push(tokens.len() as u32);
+            kv_len.push(done[s] as u32);
+            batch_tables.extend(&tables[s]);
+        }
+        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
+        let step = Step {
+            tokens: &tokens,
+            positions: &positions,
+            slots: &slots,
+            row_start: &row_start,
+            kv_len: &kv_len,
+            tables: &batch_tables,
+            outputs: &outputs,
+        };
+        let mut out = Vec::new();
+        model.forward_watched(&step, &mut out, &mut look).unwrap();
+        for (o, row) in owners.iter().zip(out.chunks(limits.vocab_size)) {
+            logits[*o].extend_from_slice(row);
+        }
+    }
+    logits
+}
+
+/// NaN anywhere is an infinite error.
+pub(crate) fn largest_error(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let error = |(g, w): (&f32, &f32)| if (g - w).is_nan() { f32::INFINITY } else { (g - w).abs() };
+    got.iter().zip(want).map(error).fold(0.0, f32::max)
+}
+
+/// Largest error over all prompts: last positions, every position of prompts 0 to 2, and the steps of
+/// prompt 1's greedy answer.
+pub(crate) fn error_of<B: Backend>(golden: &Golden, model: &mut Model<B>, chunk: usize) -> f32 {
+    let vocab = model.spec().vocab_size;
+    let mut sequences: Vec<Vec<u32>> = (0..4).map(|p| golden.ids(p)).collect();
+    let prompt1 = sequences[1].len();
+    sequences[1].extend(&golden.greedy(1)[..31]);
+    let logits = run(model, &sequences, chunk);
+    let mut worst = 0f32;
+    for p in 0..4 {
+        let n = golden.ids(p).len();
+        let last = golden.f32s(&format!("prompt{p}.last_logits"));
+        worst = worst.max(largest_error(&logits[p][(n - 1) * vocab..n * vocab], &last));
+        if p < 3 {
+            worst =
+                worst.max(largest_error(&logits[p][..n * vocab], &golden.f32s(&format!("prompt{p}.logits"))));
+        }
+    }
+    let steps = golden.f32s("prompt1.step_logits");
+    worst.max(largest_error(&logits[1][(prompt1 - 1) * vocab..], &steps))
+}

@@ -1,5 +1,9 @@
 //! The contract between the engine and whoever feeds it: a request in, a stream of events out.
 
+use std::ops::RangeInclusive;
+
+use crate::runner::Limits;
+
 /// How the next token is drawn. Built and range-checked at the edge; see [`Request`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -58,6 +62,91 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<usize>,
+}
+
+impl Sampling {
+    /// Names the first field out of range.
+    pub fn check(&self) -> Result<(), String> {
+        const ABOVE_ZERO: f32 = f32::MIN_POSITIVE;
+        let ranges = [
+            ("temperature", self.temperature, 0.0..=f32::MAX),
+            ("top_p", self.top_p, ABOVE_ZERO..=1.0),
+            ("min_p", self.min_p, 0.0..=1.0),
+            ("presence_penalty", self.presence_penalty, -2.0..=2.0),
+            ("frequency_penalty", self.frequency_penalty, -2.0..=2.0),
+            ("repetition_penalty", self.repetition_penalty, ABOVE_ZERO..=2.0),
+        ];
+        for (name, value, range) in ranges {
+            if !range.contains(&value) {
+                return Err(format!("{name} is {value}; give a number {}", spoken(&range)));
+            }
+        }
+        match self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            Some((id, bias)) => {
+                Err(format!("logit_bias of token {id} is {bias}; give a number from -100 to 100"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn spoken(range: &RangeInclusive<f32>) -> String {
+    match (*range.start(), *range.end()) {
+        (low, f32::MAX) => format!("of {low} or more"),
+        (f32::MIN_POSITIVE, high) => format!("above 0, up to {high}"),
+        (low, high) => format!("from {low} to {high}"),
+    }
+}
+
+impl Request {
+    /// The longest sequence this request can become: prompt and answer, cut at the context.
+    pub fn len_max(&self, limits: &Limits) -> usize {
+        self.prompt.len().saturating_add(self.max_new_tokens).min(limits.context_len)
+    }
+
+    /// Why this request can never run on a model of these sizes, if so, and what to do about it.
+    pub fn check(&self, limits: &Limits) -> Result<(), String> {
+        if self.prompt.is_empty() {
+            return Err("the prompt is empty; give at least one token".into());
+        }
+        let vocab_size = limits.vocab_size;
+        if let Some(at) = self.prompt.iter().position(|&id| id as usize >= vocab_size) {
+            let id = self.prompt[at];
+            return Err(format!(
+                "prompt[{at}] is token {id}; the vocabulary has {vocab_size} tokens, from 0"
+            ));
+        }
+        if let Some((id, _)) = self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
+            return Err(format!(
+                "logit_bias names token {id}; the vocabulary has {vocab_size} tokens, from 0"
+            ));
+        }
+        self.sampling.check()?;
+        self.check_length(limits)
+    }
+
+    fn check_length(&self, limits: &Limits) -> Result<(), String> {
+        let (prompt_len, context_len) = (self.prompt.len(), limits.context_len);
+        let room = if self.max_new_tokens == 0 { context_len } else { context_len - 1 };
+        if prompt_len > room {
+            return Err(format!(
+                "the prompt has {prompt_len} tokens; this model's maximum context length is {context_len} \
+                 tokens, answer included. Shorten the prompt"
+            ));
+        }
+        let (len_max, block_len) = (self.len_max(limits), limits.block_len);
+        let (needed, lendable) = (len_max.div_ceil(block_len), limits.n_blocks - 1);
+        if needed > lendable {
+            return Err(format!(
+                "{prompt_len} prompt tokens and up to {} new ones need {needed} KV blocks of {block_len} \
+                 tokens; the whole pool has {lendable} ({} tokens). Shorten the prompt, ask for fewer new \
+                 tokens, or give the server more KV memory",
+                len_max - prompt_len,
+                lendable * block_len,
+            ));
+        }
+        Ok(())
+    }
 }
 
 /// Log probabilities at one position, from the softmax of the model's raw logits.

@@ -26,6 +26,20 @@ impl Limits {
     pub fn table_width(&self) -> usize {
         self.context_len.div_ceil(self.block_len)
     }
+
+    /// # Panics
+    /// If a size is 0 or no block could be lent: no request could ever run.
+    pub(crate) fn assert_usable(&self) {
+        let sizes = [
+            self.vocab_size,
+            self.context_len,
+            self.block_len,
+            self.step_tokens,
+            self.step_rows,
+            self.step_outputs,
+        ];
+        assert!(sizes.iter().all(|&size| size > 0) && self.n_blocks > 1, "nothing can run in {self:?}");
+    }
 }
 
 /// One step's work: rows are sequences, each with one or many new tokens.
@@ -52,6 +66,21 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// An empty batch that never grows its memory while steps stay within `limits`.
+    pub fn with_capacity(limits: &Limits) -> Self {
+        let table_width = limits.table_width();
+        Self {
+            tokens: Vec::with_capacity(limits.step_tokens),
+            positions: Vec::with_capacity(limits.step_tokens),
+            slots: Vec::with_capacity(limits.step_tokens),
+            row_start: Vec::with_capacity(limits.step_rows + 1),
+            kv_len: Vec::with_capacity(limits.step_rows),
+            tables: Vec::with_capacity(limits.step_rows * table_width),
+            table_width,
+            outputs: Vec::with_capacity(limits.step_outputs),
+        }
+    }
+
     pub fn n_tokens(&self) -> usize {
         self.tokens.len()
     }

@@ -1,0 +1,192 @@
+//! A model without weights, for tests of whatever sits on an engine.
+//!
+//! [`FakeRunner`] computes nothing, but it keeps the KV cache's promises: each token is written to
+//! its slot, and logits depend on the sequence as read back through the row's block table. A wrong
+//! slot, table, position or length shows as wrong tokens, and a batch that breaks the contract of
+//! [`Batch`] is a panic that says how.
+
+use std::collections::HashSet;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+
+/// Small sizes to start from: 96 tokens, context 252, 63 blocks of 4, 16 tokens and 8 rows a step.
+pub fn limits() -> Limits {
+    Limits {
+        vocab_size: 96,
+        context_len: 252,
+        block_len: 4,
+        n_blocks: 64,
+        step_tokens: 16,
+        step_rows: 8,
+        step_outputs: 16,
+    }
+}
+
+/// Logits after `tokens`: noise in [0, 1) that any change of any token changes. A row's largest
+/// is the fake's next token.
+pub fn fill_noise(tokens: &[u32], row: &mut [f32]) {
+    let state = tokens.iter().fold(0x9e37_79b9_7f4a_7c15, |state, &token| scramble(state ^ u64::from(token)));
+    for (id, logit) in (0..).zip(row) {
+        *logit = (scramble(state.wrapping_add(id)) >> 40) as f32 / (1 << 24) as f32;
+    }
+}
+
+/// The finalizer of SplitMix64, plus one so that zero moves.
+fn scramble(x: u64) -> u64 {
+    let x = x.wrapping_add(1);
+    let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    x ^ (x >> 31)
+}
+
+/// What one row of a step was: the sequence's first token tells whose it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    pub first_token: u32,
+    pub n_tokens: usize,
+}
+
+type Edit = Box<dyn FnMut(&[u32], &mut [f32]) + Send>;
+
+pub struct FakeRunner {
+    limits: Limits,
+    /// `[n_blocks * block_len]` position and token, the fake's KV arena
+    arena: Vec<Option<(u32, u32)>>,
+    n_steps: usize,
+    fail_at: Option<usize>,
+    panic_at: Option<usize>,
+    delay: Duration,
+    edit: Edit,
+    rows: Option<mpsc::Sender<Vec<Row>>>,
+}
+
+impl FakeRunner {
+    pub fn new(limits: Limits) -> Self {
+        Self {
+            arena: vec![None; limits.n_blocks * limits.block_len],
+            limits,
+            n_steps: 0,
+            fail_at: None,
+            panic_at: None,
+            delay: Duration::ZERO,
+            edit: Box::new(|_, _| ()),
+            rows: None,
+        }
+    }
+
+    /// Changes the logits after a sequence, given its tokens so far. To make the fake say
+    /// something: `|tokens, row| row[next(tokens)] = 9.0`.
+    pub fn edit(mut self, edit: impl FnMut(&[u32], &mut [f32]) + Send + 'static) -> Self {
+        self.edit = Box::new(edit);
+        self
+    }
+
+    /// The step with this number, from 0, returns a [`Fault`].
+    pub fn fail_at(mut self, step: usize) -> Self {
+        self.fail_at = Some(step);
+        self
+    }
+
+    /// The step with this number, from 0, panics.
+    pub fn panic_at(mut self, step: usize) -> Self {
+        self.panic_at = Some(step);
+        self
+    }
+
+    /// Each step takes so long.
+    pub fn delay(mut self, delay: Duration) -> Self {
+        self.delay = delay;
+        self
+    }
+
+    /// Sends the rows of each step.
+    pub fn report_to(mut self, rows: mpsc::Sender<Vec<Row>>) -> Self {
+        self.rows = Some(rows);
+        self
+    }
+
+    /// Reads the first `len` tokens of a sequence back through its block table.
+    fn read(&self, table: &[u32], len: usize) -> Vec<u32> {
+        let block_len = self.limits.block_len;
+        let at = |position: usize| {
+            let slot = table[position / block_len] as usize * block_len + position % block_len;
+            match self.arena[slot] {
+                Some((written, token)) if written as usize == position => token,
+                found => panic!("slot {slot} holds {found:?} where position {position} is read"),
+            }
+        };
+        (0..len).map(at).collect()
+    }
+}
+
+impl ModelRunner for FakeRunner {
+    fn limits(&self) -> Limits {
+        self.limits.clone()
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+        let step = self.n_steps;
+        self.n_steps += 1;
+        std::thread::sleep(self.delay);
+        assert!(self.panic_at != Some(step), "the fake model panics at step {step}, as told");
+        if self.fail_at == Some(step) {
+            return Err(Fault(format!("the fake model fails at step {step}, as told")));
+        }
+        assert_contract(batch, &self.limits);
+        for ((&slot, &position), &token) in batch.slots.iter().zip(&batch.positions).zip(&batch.tokens) {
+            self.arena[slot as usize] = Some((position, token));
+        }
+        if let Some(rows) = &self.rows {
+            let row = |r: usize| Row {
+                first_token: self.read(&batch.tables[r * batch.table_width..], 1)[0],
+                n_tokens: (batch.row_start[r + 1] - batch.row_start[r]) as usize,
+            };
+            let _ = rows.send((0..batch.n_rows()).map(row).collect()); // a listener may leave
+        }
+        logits.vocab_size = self.limits.vocab_size;
+        logits.values.clear();
+        logits.values.resize(batch.outputs.len() * logits.vocab_size, f32::NAN);
+        for (&output, row) in batch.outputs.iter().zip(logits.values.chunks_exact_mut(logits.vocab_size)) {
+            let owner = batch.row_start.partition_point(|&start| start <= output) - 1;
+            let len = batch.positions[output as usize] as usize + 1;
+            let tokens = self.read(&batch.tables[owner * batch.table_width..], len);
+            fill_noise(&tokens, row);
+            (self.edit)(&tokens, row);
+        }
+        Ok(())
+    }
+}
+
+/// # Panics
+/// If the batch is not what [`Batch`]'s fields promise.
+fn assert_contract(batch: &Batch, limits: &Limits) {
+    let (n_tokens, n_rows) = (batch.n_tokens(), batch.n_rows());
+    assert!((1..=limits.step_tokens).contains(&n_tokens), "{n_tokens} tokens in a step");
+    assert!((1..=limits.step_rows).contains(&n_rows), "{n_rows} rows in a step");
+    assert!(batch.outputs.len() <= limits.step_outputs, "{} outputs in a step", batch.outputs.len());
+    assert_eq!(batch.table_width, limits.table_width());
+    assert_eq!(batch.tables.len(), n_rows * batch.table_width);
+    assert_eq!((batch.positions.len(), batch.slots.len()), (n_tokens, n_tokens));
+    assert_eq!(batch.row_start.len(), n_rows + 1);
+    assert_eq!((batch.row_start[0], batch.row_start[n_rows] as usize), (0, n_tokens));
+    assert!(batch.tokens.iter().all(|&token| (token as usize) < limits.vocab_size));
+    assert!(batch.outputs.is_sorted_by(|a, b| a < b), "outputs must rise: {:?}", batch.outputs);
+    assert!(batch.outputs.iter().all(|&output| (output as usize) < n_tokens));
+    let written: HashSet<&u32> = batch.slots.iter().collect();
+    assert_eq!(written.len(), n_tokens, "a slot is written twice: {:?}", batch.slots);
+    for r in 0..n_rows {
+        let tokens = batch.row_start[r] as usize..batch.row_start[r + 1] as usize;
+        assert!(!tokens.is_empty(), "row {r} is empty");
+        let first = batch.kv_len[r] as usize - tokens.len();
+        let table = &batch.tables[r * batch.table_width..][..batch.table_width];
+        assert!(batch.kv_len[r] as usize <= limits.context_len);
+        for (position, t) in (first..).zip(tokens) {
+            let block = table[position / limits.block_len] as usize;
+            assert!((1..limits.n_blocks).contains(&block), "position {position} in block {block}");
+            assert_eq!(batch.positions[t] as usize, position);
+            assert_eq!(batch.slots[t] as usize, block * limits.block_len + position % limits.block_len);
+        }
+    }
+}

@@ -253,10 +253,10 @@ fn read_bounded(path: &PathBuf, bytes_max: u64) -> Result<Vec<u8>, String> {
     }
 }
 
+/// One component that is the whole name: no separator, no `..`, not absolute.
 fn is_plain_name(name: &str) -> bool {
-    let mut parts = Path::new(name).components();
-    let plain = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
-    plain && parts.next().is_none() && !name.contains('\0')
+    let first = Path::new(name).components().next();
+    matches!(first, Some(Component::Normal(part)) if part == name) && !name.contains('\0')
 }
 
 fn what_is_there_instead(dir: &Path) -> String {

@@ -177,7 +177,7 @@ impl Yarn {
         let pair = |beta: f64| dim * (self.original_context / (beta * 2.0 * PI)).ln() / (2.0 * theta.ln());
         let low = pair(self.beta_fast).floor().max(0.0);
         let high = pair(self.beta_slow).ceil().min(dim - 1.0);
-        // Kimi-K2 has beta_fast = beta_slow: a step, not a division by zero.
+        // A step where both ends meet, not a division by zero.
         if low == high { (low, high + 0.001) } else { (low, high) }
     }
 

@@ -1,6 +1,6 @@
 //! Memory arithmetic against published numbers.
 
-use crate::config;
+use crate::{config, golden};
 use model::plan::{Assumptions, KvWidths, Parameters, Plan};
 use model::spec::ModelSpec;
 use model::tensors::expected;
@@ -50,6 +50,9 @@ fn parameters_of_published_models() {
 fn cache_of_deepseek_v3() {
     let widths = KvWidths::of(&spec("deepseek-v3"));
     assert_eq!(widths, KvWidths { mha: 32_768, gqa8: 2048, mqa: 256, mla: 576 });
+    let few_heads = std::fs::read(golden("v3-tied-f32").join("config.json")).unwrap();
+    let few_heads = KvWidths::of(&ModelSpec::parse(&few_heads).unwrap());
+    assert_eq!((few_heads.mha, few_heads.gqa8), (4 * 40, 4 * 40));
     let plan = Plan::new(&spec("deepseek-v3"), BF16);
     assert_eq!(plan.kv_bytes_per_token(), 61 * 576 * 2);
     assert_eq!(plan.tokens_that_fit(), Some(0), "1.3 TB of weights do not fit into 80 GiB");

@@ -87,7 +87,10 @@ impl Yarn {
 }
 
 fn check_rope(name: &str, yarn: Yarn, softmax_scale: f64, cos_sin_scale: f64) {
-    let spec = published(name);
+    check_rope_of(name, &published(name), yarn, softmax_scale, cos_sin_scale);
+}
+
+fn check_rope_of(name: &str, spec: &ModelSpec, yarn: Yarn, softmax_scale: f64, cos_sin_scale: f64) {
     assert_eq!(spec.rope.inv_freq.len(), yarn.dim as usize / 2);
     for (i, got) in spec.rope.inv_freq.iter().enumerate() {
         let want = yarn.inv_freq(i as f64);
@@ -126,6 +129,16 @@ fn parse_with(name: &str, changes: serde_json::Value) -> ModelSpec {
 }
 
 #[test]
+fn yarn_without_mscales_and_with_a_range_of_nothing() {
+    // Both ends of the range clamp to 0; without mscales only cos and sin are scaled.
+    let scaling = serde_json::json!({"type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 1,
+        "original_max_position_embeddings": 6});
+    let spec = parse_with("moonlight", serde_json::json!({ "rope_scaling": scaling }));
+    let yarn = Yarn { dim: 64.0, theta: 5e4, factor: 4.0, original: 6.0, beta: [1.0, 1.0] };
+    check_rope_of("moonlight", &spec, yarn, 192f64.powf(-0.5), 0.1 * 4f64.ln() + 1.0);
+}
+
+#[test]
 fn unequal_mscales_scale_cos_and_sin() {
     let scaling = serde_json::json!({"type": "yarn", "factor": 40, "mscale": 1.0, "mscale_all_dim": 0.707,
         "original_max_position_embeddings": 4096});
@@ -133,6 +146,12 @@ fn unequal_mscales_scale_cos_and_sin() {
     let m = |a: f64| 0.1 * a * 40f64.ln() + 1.0;
     assert!((f64::from(spec.rope.scale) - m(1.0) / m(0.707)).abs() < 1e-6);
     assert!((f64::from(spec.mla.softmax_scale) - m(0.707).powi(2) / 192f64.sqrt()).abs() < 1e-7);
+}
+
+fn with_theta(parameters: &serde_json::Value, theta: u32) -> serde_json::Value {
+    let mut parameters = parameters.clone();
+    parameters["rope_theta"] = theta.into();
+    parameters
 }
 
 #[test]
@@ -148,11 +167,13 @@ fn rope_parameters_win_over_the_top_level() {
         parameters(serde_json::json!({"rope_theta": 10000.0, "rope_type": "yarn", "type": "yarn",
         "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
         "original_max_position_embeddings": 4096}));
-    changes["rope_scaling"] = serde_json::Value::Null;
     changes["rope_theta"] = 77.into();
-    let v3 = parse_with("deepseek-v3", changes);
-    assert_eq!(v3.rope, published("deepseek-v3").rope);
-    assert_eq!(v3.mla, published("deepseek-v3").mla);
+    for old in [serde_json::Value::Null, with_theta(&changes["rope_parameters"], 78)] {
+        changes["rope_scaling"] = old;
+        let v3 = parse_with("deepseek-v3", changes.clone());
+        assert_eq!(v3.rope, published("deepseek-v3").rope);
+        assert_eq!(v3.mla, published("deepseek-v3").mla);
+    }
 }
 
 #[test]

@@ -1,38 +1,41 @@
 //! Cutting a vocabulary down without sorting it.
 
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 
 /// A token with its logit, later its weight. Ordered from worse to better: a larger value is
-/// better, the lower id on ties. Values are never NaN.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Candidate {
-    pub(super) value: f32,
-    pub(super) id: u32,
-}
+/// better, the lower id on ties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Candidate(i64);
 
-impl Eq for Candidate {}
-
-impl Ord for Candidate {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.value.partial_cmp(&other.value).unwrap_or(Ordering::Equal).then(other.id.cmp(&self.id))
+impl Candidate {
+    /// `value` is not NaN.
+    pub(super) fn new(value: f32, id: u32) -> Self {
+        // The bits of a float order like an integer, once those below zero are turned round;
+        // adding zero makes -0 the equal of 0. Integers compare several times faster.
+        let bits = (value + 0.0).to_bits() as i32;
+        let order = bits ^ (((bits >> 31) as u32) >> 1) as i32;
+        Self(i64::from(order) << 32 | i64::from(!id))
     }
-}
 
-impl PartialOrd for Candidate {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
+    pub(super) fn value(self) -> f32 {
+        let order = (self.0 >> 32) as i32;
+        f32::from_bits((order ^ (((order >> 31) as u32) >> 1) as i32) as u32)
+    }
+
+    pub(super) fn id(self) -> u32 {
+        !(self.0 as u32)
     }
 }
 
 /// Moves the `n` best to the front, in no order.
 fn select(candidates: &mut [Candidate], n: usize) {
     if n < candidates.len() {
-        candidates.select_nth_unstable_by(n, |a, b| b.cmp(a));
+        candidates.select_nth_unstable_by_key(n, |&candidate| Reverse(candidate));
     }
 }
 
 fn mass(candidates: &[Candidate]) -> f64 {
-    candidates.iter().map(|candidate| f64::from(candidate.value)).sum()
+    candidates.iter().map(|candidate| f64::from(candidate.value())).sum()
 }
 
 /// Keeps exactly the `k` best, or all where there are fewer.
@@ -64,10 +67,10 @@ pub(super) fn keep_top_p(candidates: &mut Vec<Candidate>, p: f32) {
 /// The candidate at the share `uniform`, in [0, 1), of the way through the weights.
 pub(super) fn drawn(candidates: &[Candidate], uniform: f64) -> u32 {
     let mut left = uniform * mass(candidates);
-    let mut last = candidates[0].id;
-    for candidate in candidates.iter().filter(|candidate| candidate.value > 0.0) {
-        last = candidate.id;
-        left -= f64::from(candidate.value);
+    let mut last = candidates[0].id();
+    for candidate in candidates.iter().filter(|candidate| candidate.value() > 0.0) {
+        last = candidate.id();
+        left -= f64::from(candidate.value());
         if left < 0.0 {
             break;
         }

@@ -5,6 +5,8 @@
 //! depends on what else runs: a sequence draws one number per token from a stream of its own.
 mod candidates;
 mod logprobs;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 
@@ -89,16 +91,16 @@ impl Sampler {
         self.adjust(logits);
         let best = greedy(logits).ok_or(NoToken::AllMasked)?;
         let id = if self.sampling.temperature < TEMPERATURE_MIN {
-            best.id
+            best.id()
         } else {
             candidates.clear();
             candidates.extend(
                 (0..)
                     .zip(&*logits)
-                    .filter(|(_, l)| l.is_finite())
-                    .map(|(id, &value)| Candidate { value, id }),
+                    .filter(|(_, logit)| logit.is_finite())
+                    .map(|(id, &logit)| Candidate::new(logit, id)),
             );
-            self.choose(best.value, candidates)
+            self.choose(best.value(), candidates)
         };
         *self.counts.entry(id).or_default() += 1;
         self.n_drawn += 1;
@@ -155,13 +157,14 @@ impl Sampler {
             keep_top_k(candidates, sampling.top_k);
         }
         for candidate in &mut *candidates {
-            candidate.value = ((candidate.value - best) / sampling.temperature).exp();
+            let weight = ((candidate.value() - best) / sampling.temperature).exp();
+            *candidate = Candidate::new(weight, candidate.id());
         }
         if sampling.top_p < 1.0 {
             keep_top_p(candidates, sampling.top_p);
         }
         if sampling.min_p > 0.0 {
-            candidates.retain(|candidate| candidate.value >= sampling.min_p); // the best weighs 1
+            candidates.retain(|candidate| candidate.value() >= sampling.min_p); // the best weighs 1
         }
         let uniform = (self.stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64; // [0, 1)
         drawn(candidates, uniform)
@@ -182,7 +185,19 @@ fn repelled(logit: f32, penalty: f32) -> f32 {
 
 /// The largest logit, the lowest id on ties; `None` if all are masked.
 fn greedy(logits: &[f32]) -> Option<Candidate> {
-    let value = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let value = largest(logits);
     let id = logits.iter().position(|&logit| logit == value)?;
-    value.is_finite().then_some(Candidate { value, id: id as u32 })
+    value.is_finite().then_some(Candidate::new(value, id as u32))
+}
+
+/// In lanes that do not wait for each other, so that it runs at the speed of memory.
+fn largest(logits: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    let (chunks, rest) = logits.as_chunks::<16>();
+    for chunk in chunks {
+        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
+            *lane = if logit > *lane { logit } else { *lane };
+        }
+    }
+    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
 }

@@ -61,7 +61,7 @@ fn steps_max(arrivals: &[Arrival]) -> usize {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1_000, ..ProptestConfig::default() })]
 
     #[test]
     fn everyone_hears_one_end_and_the_pool_is_whole(

@@ -9,6 +9,8 @@ use std::collections::HashSet;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::reply::{self, Events, Reply};
+use crate::request::{Event, Request};
 use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
 
 /// Small sizes to start from: 96 tokens, context 252, 63 blocks of 4, 16 tokens and 8 rows a step.
@@ -39,6 +41,29 @@ fn scramble(x: u64) -> u64 {
     let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
+}
+
+/// The engine's end of one request, played by a test. Dropping it tells the client `Failed`.
+#[derive(Debug)]
+pub struct Script(Reply);
+
+/// A script for `request`, and what its owner would get.
+pub fn script(request: &Request, limits: &Limits) -> (Script, Events) {
+    let (reply, events) = reply::channel(request, limits);
+    (Script(reply), events)
+}
+
+impl Script {
+    /// # Panics
+    /// If the request cannot cause so many events.
+    pub fn send(&self, event: Event) {
+        self.0.send(event);
+    }
+
+    /// The request's owner has dropped its events.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_closed()
+    }
 }
 
 /// What one row of a step was: the sequence's first token tells whose it is.

@@ -54,6 +54,7 @@ fn cuts_keep_what_they_promise() {
     check_drawn(Sampling { top_k: 1, ..hot(2.0) }, &tied, &[1]);
     check_drawn(Sampling { top_k: 99, ..hot(2.0) }, &tied, &[0, 1, 2, 3, 4, 5]);
     check_drawn(Sampling { top_k: 3, ..hot(1.0) }, &[NEG_INF, 1.0, NEG_INF, 0.0], &[1, 3]);
+    check_drawn(Sampling { top_k: 1, ..hot(1.0) }, &[-0.0, 0.0, -1.0], &[0]);
     let even = [0.0; 10];
     check_drawn(Sampling { top_p: 0.3, ..hot(1.0) }, &even, &[0, 1, 2]);
     check_drawn(Sampling { top_p: 0.31, ..hot(1.0) }, &even, &[0, 1, 2, 3]);
@@ -122,6 +123,17 @@ fn penalties_and_bias_move_logits_in_their_order() {
     check(Sampling { logit_bias: vec![(0, -100.0), (900, 5.0)], ..none() }, &[NEG_INF, -4.0, 2.0, 1.0]);
     let forced = vec![(1, 100.0), (3, 100.0), (0, 99.0)];
     check(Sampling { logit_bias: forced, ..none() }, &[NEG_INF, 96.0, NEG_INF, 101.0]);
+}
+
+#[test]
+fn drawn_tokens_are_remembered() {
+    let check = |sampling: Sampling, expected: [u32; 6]| {
+        let (mut sampler, mut scratch) = (sampler(sampling), Scratch::new(3));
+        assert_eq!([(); 6].map(|()| sampler.draw(&[2.0, 1.75, 1.0], &mut scratch).unwrap()), expected);
+    };
+    check(Sampling { presence_penalty: 0.5, ..Sampling::default() }, [0, 1, 0, 0, 0, 0]);
+    check(Sampling { frequency_penalty: 0.5, ..Sampling::default() }, [0, 1, 0, 1, 0, 2]);
+    check(Sampling { repetition_penalty: 2.0, ..Sampling::default() }, [0, 1, 0, 0, 0, 0]);
 }
 
 #[test]

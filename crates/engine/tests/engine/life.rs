@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use engine::request::{End, Request, Sampling};
 use engine::testing::{FakeRunner, limits};
-use engine::{Busy, EngineHandle, Options, start};
+use engine::{Busy, EngineHandle, Options, STEP_TOKENS_BOUNDS, start};
 
 use crate::harness::{Client, Limits, Rig, expected, request};
 
@@ -105,7 +105,7 @@ fn counters_add_up() {
     let mut rig = Rig::new(FakeRunner::new(limits()).fail_at(4));
     let ids = expected(&request(1, 20, 9), &limits()).ids();
     let stopped = Request { stop_ids: vec![ids[0]], ..request(1, 20, 9) };
-    let clients = [rig.submit(request(0, 5, 1)), rig.submit(stopped), rig.submit(request(1, 0, 1))];
+    let clients = [rig.submit(request(0, 5, 2)), rig.submit(stopped), rig.submit(request(1, 0, 1))];
     drop(rig.submit(request(3, 5, 1)));
     let mut steps = 0;
     while rig.step() {
@@ -117,7 +117,11 @@ fn counters_add_up() {
     let now = rig.handle.snapshot();
     assert_eq!((now.exhausted, now.stopped, now.rejected, now.cancelled, now.failed), (1, 1, 1, 1, 1));
     assert_eq!((steps, now.steps), (2, 5));
-    assert_eq!((now.prompt_tokens, now.generated_tokens), (5 + 20 + 20, 3));
+    assert_eq!((now.prompt_tokens, now.generated_tokens), (5 + 20 + 20, 2 + 1 + 1));
+    // Steps of 16 tokens (5 + 11), 10 (1 + 9), 16 and 4 (of 20), and 1, which fails.
+    let by_bound: Vec<(u64, u64)> =
+        STEP_TOKENS_BOUNDS.into_iter().zip(now.step_tokens).filter(|(_, n_steps)| *n_steps > 0).collect();
+    assert_eq!((by_bound, now.step_tokens_sum), (vec![(1, 1), (5, 1), (10, 1), (20, 2)], 47));
     clients.into_iter().for_each(|client| drop(client.end()));
 }
 

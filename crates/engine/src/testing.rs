@@ -1,4 +1,5 @@
-//! A model without weights, for tests of whatever sits on an engine.
+//! Two fakes for tests of whatever sits on an engine: a model without weights under the real
+//! scheduler, and [`Script`], which plays the engine's part for one request.
 //!
 //! [`FakeRunner`] computes nothing, but it keeps the KV cache's promises: each token is written to
 //! its slot, and logits depend on the sequence as read back through the row's block table. A wrong

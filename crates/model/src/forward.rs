@@ -80,6 +80,10 @@ impl<B: Backend> Model<B> {
         &self.backend
     }
 
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// Bytes of the latent cache.
     pub fn arena_bytes(&self) -> usize {
         B::arena_bytes(&self.arena)
@@ -118,6 +122,21 @@ impl<B: Backend> Model<B> {
     pub fn routing(&self, tokens: usize) -> (Vec<u32>, Vec<f32>) {
         let n = tokens * self.spec.moe().map_or(0, |moe| moe.rule.top_k);
         (self.backend.read_indices(&self.run.expert_ids, n), self.backend.read(&self.run.expert_weights, n))
+    }
+
+    /// Fills the step's slots with made-up latent rows in every layer, so that decoding at a depth can be
+    /// measured without computing all that comes before it.
+    pub fn prime(&mut self, step: &Step<'_>) -> Result<(), KernelError> {
+        self.backend.begin_step(step, &self.spec.rope)?;
+        let width = self.spec.latent_width();
+        let noise = (0..step.tokens.len() * width).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0);
+        let noise = self.backend.upload(&noise.collect::<Vec<_>>())?;
+        for (layer, weights) in self.weights.layers.iter().enumerate() {
+            let (norm, eps, dims) = (&weights.latent_norm, self.spec.latent_norm_eps, self.spec.mla);
+            let kv = View::dense(&noise, width);
+            self.backend.latent_write(LatentWrite { kv, norm, eps, dims, layer, arena: &mut self.arena })?;
+        }
+        Ok(())
     }
 
     /// One step; `logits` becomes `[outputs, vocab]`.

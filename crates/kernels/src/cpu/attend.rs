@@ -1,14 +1,21 @@
 //! Softmax attention over tiles of 64 keys, in latent space and expanded.
 //!
-//! Both go through [`attend_tile`]: the keys of a tile are packed into panels whose lanes are keys
-//! (for `q · k`), the values into panels whose lanes are value columns (for `p · v`), and the products
-//! are the same tiles as everywhere else. A query's numbers depend on its own position alone: tiles
-//! start at multiples of 64 keys, whatever the block size, and in latent space each part of
-//! `split_len` keys is summed from nothing and merged in order, by one thread or several.
+//! Both go through [`attend_tile`]. Queries are packed into panels once (lanes are queries), so that
+//! keys are used where they lie: `q · k` is a panel of queries times the vector of a key. Scores come
+//! out key by key with a query a lane, so that the softmax runs down the lanes. Values are packed
+//! into panels of 16 columns, and `p · v` is a panel of values times the vector of a query's weights.
+//!
+//! A query's numbers depend on its own position alone: tiles start at multiples of 64 keys, whatever
+//! the block size, and in latent space each part of `split_keys` keys is summed from nothing and
+//! merged in order, by one thread or several.
 
 use super::isa::{Isa, for_each_isa};
 use super::lanes;
-use super::tile::{Elem, MAX_VECTORS, PANEL, Start, Tile};
+use super::tile::{Elem, MAX_VECTORS, PANEL, Start, Tile, max_vectors, prefetch};
+use std::ops::Range;
+
+/// Queries whose scores are computed together: four panels.
+const QUERIES: usize = 4 * PANEL;
 
 /// Keys in a tile.
 pub(super) const KEYS: usize = 64;
@@ -36,8 +43,10 @@ impl Widths {
 
 /// One thread's memory, made for the largest step.
 pub(super) struct Scratch<E> {
-    /// `[queries, qk_stride]`
-    pub q: Vec<E>,
+    /// `[16, qk_stride]` queries on their way into panels
+    pub query_rows: Vec<E>,
+    /// `[queries / 16]` panels, `[qk_stride / PAIR, 16, PAIR]` each
+    q: Vec<E>,
     /// `[queries, v_stride]` weighted sums of values, not yet divided by `sum`
     pub out: Vec<f32>,
     /// `[queries]` running maximum of the scores
@@ -51,9 +60,11 @@ pub(super) struct Scratch<E> {
     pub query: Vec<f32>,
     /// `[MAX_VECTORS, panels * 16]` expanded numbers on their way to the rows
     pub expanded: Vec<f32>,
-    keys: Vec<E>,
+    /// `[v_stride / 16]` panels, `[64 / PAIR, 16, PAIR]` each
     values: Vec<E>,
-    scores: [f32; MAX_VECTORS * KEYS],
+    /// `[KEYS, QUERIES]`
+    scores: Vec<f32>,
+    /// `[QUERIES, KEYS]`
     weights: Vec<E>,
 }
 
@@ -66,126 +77,209 @@ impl<E: Elem> Scratch<E> {
         let v = most(&|_, w| w.v_stride());
         let queries = most(&|n, _| n);
         Self {
-            q: vec![E::ZERO; most(&|n, w| n * w.qk_stride::<E>())],
-            out: vec![0.0; most(&|n, w| n * w.v_stride())],
-            max: vec![0.0; queries],
-            sum: vec![0.0; queries],
+            query_rows: vec![E::ZERO; PANEL * qk],
+            q: vec![E::ZERO; most(&|n, w| n.next_multiple_of(PANEL) * w.qk_stride::<E>())],
+            out: vec![0.0; most(&|n, w| n.next_multiple_of(PANEL) * w.v_stride())],
+            max: vec![0.0; queries.next_multiple_of(PANEL)],
+            sum: vec![0.0; queries.next_multiple_of(PANEL)],
             query: vec![0.0; qk],
             expanded: vec![0.0; MAX_VECTORS * qk.max(v).next_multiple_of(PANEL)],
             key_rows: vec![E::ZERO; KEYS * qk],
             value_rows: vec![E::ZERO; KEYS * v],
-            keys: vec![E::ZERO; KEYS * qk],
             values: vec![E::ZERO; KEYS * v],
-            scores: [0.0; MAX_VECTORS * KEYS],
-            weights: vec![E::ZERO; MAX_VECTORS * KEYS],
+            scores: vec![0.0; KEYS * QUERIES],
+            weights: vec![E::ZERO; QUERIES * KEYS],
         }
     }
 
     pub(super) fn bytes(&self) -> usize {
         let elements = self.q.len()
+            + self.query_rows.len()
             + self.key_rows.len()
             + self.value_rows.len()
-            + self.keys.len()
             + self.values.len()
             + self.weights.len();
         let f32s = self.out.len() + self.max.len() + self.sum.len() + self.expanded.len() + self.scores.len();
         elements * size_of::<E>() + f32s * 4
     }
 
-    /// Forgets what the first `queries` queries have seen.
+    /// Forgets what the first `queries` queries have seen. Those that fill up the last panel are
+    /// forgotten too: they see no key.
     pub(super) fn clear(&mut self, queries: usize, widths: Widths) {
+        let queries = queries.next_multiple_of(PANEL);
         self.out[..queries * widths.v_stride()].fill(0.0);
         self.max[..queries].fill(f32::NEG_INFINITY);
         self.sum[..queries].fill(0.0);
     }
+
+    /// Packs queries `16 * panel..`, of which the first `rows` of `query_rows` are given.
+    pub(super) fn pack_queries(&mut self, isa: Isa, panel: usize, rows: usize, widths: Widths) {
+        let stride = widths.qk_stride::<E>();
+        assert!(rows <= PANEL);
+        let from: [*const E; PANEL] = std::array::from_fn(|i| self.query_rows[i * stride..].as_ptr());
+        let out = &mut self.q[panel * PANEL * stride..][..PANEL * stride];
+        // SAFETY: 16 rows of `stride` elements.
+        unsafe { E::transpose(isa, &from, stride / E::PAIR, out) };
+    }
+
+    /// Packs up to 64 values for [`attend_tile`], fetching the rows that come `ahead`.
+    ///
+    /// # Safety
+    /// Each pointer is valid for `widths.v` elements.
+    pub(super) unsafe fn pack_values(
+        &mut self,
+        isa: Isa,
+        rows: &[*const E],
+        ahead: &[*const E],
+        widths: Widths,
+    ) {
+        let values = &mut self.values[..KEYS * widths.v_stride()];
+        if rows.len() < KEYS {
+            // Missing keys weigh nothing, but a stale NaN would still show.
+            values.fill(E::ZERO);
+        }
+        /// Rows between which fetches are spread.
+        const FEW: usize = 4;
+        for (i, rows) in rows.chunks(FEW).enumerate() {
+            for row in ahead.iter().skip(i * FEW).take(FEW) {
+                (0..widths.qk * size_of::<E>())
+                    .step_by(64)
+                    .for_each(|at| prefetch(row.wrapping_byte_add(at)));
+            }
+            // SAFETY: the caller's promise.
+            unsafe { E::interleave(isa, rows, i * FEW, widths.v, values) };
+        }
+    }
 }
 
-/// Packs up to 64 keys and values for [`attend_tile`].
+/// Attends queries `queries` (starting at a multiple of 16) to up to 64 keys, whose values are packed.
+/// `visible(i)`: how many of the keys query `i` may see.
 ///
 /// # Safety
-/// Each pointer in `keys` is valid for `qk_stride` elements, each in `values` for `v`.
-pub(super) unsafe fn pack_tile<E: Elem>(
+/// Each pointer in `keys` is valid for `qk_stride` elements.
+pub(super) unsafe fn attend_tile<E: Elem>(
     isa: Isa,
     s: &mut Scratch<E>,
+    queries: Range<usize>,
     keys: &[*const E],
-    values: &[*const E],
-    widths: Widths,
-) {
-    let steps = widths.qk_stride::<E>() / E::PAIR;
-    for (panel, out) in keys.chunks(PANEL).zip(s.keys.chunks_exact_mut(steps * PANEL * E::PAIR)) {
-        // SAFETY: the rows are as long as the caller says, which is `steps` words of PAIR elements.
-        unsafe { E::transpose(isa, panel, steps, out) };
-    }
-    // Missing keys: their scores are masked, but a stale NaN in a value would still show.
-    let len = KEYS * widths.v_stride();
-    if values.len() < KEYS {
-        s.values[..len].fill(E::ZERO);
-    }
-    // SAFETY: as above.
-    unsafe { E::interleave(isa, values, widths.v, &mut s.values[..len]) };
-}
-
-/// Attends queries `first..first + n` to the packed tile. `visible(i)`: how many of the tile's keys
-/// query `i` may see.
-pub(super) fn attend_tile<E: Elem>(
-    isa: Isa,
-    s: &mut Scratch<E>,
-    queries: std::ops::Range<usize>,
     widths: Widths,
     scale: f32,
     visible: impl Fn(usize) -> usize,
 ) {
+    assert!(queries.start.is_multiple_of(PANEL) && keys.len() <= KEYS);
     let (qk, v) = (widths.qk_stride::<E>(), widths.v_stride());
-    let mut first = queries.start;
-    while first < queries.end {
-        let n = MAX_VECTORS.min(queries.end - first);
-        assert!((first + n) * qk <= s.q.len() && (first + n) * v <= s.out.len());
-        assert!(KEYS * qk <= s.keys.len() && KEYS * v <= s.values.len());
-        let x: [*const E; MAX_VECTORS] = std::array::from_fn(|t| s.q[(first + t.min(n - 1)) * qk..].as_ptr());
-        let scores = Tile {
-            w: s.keys.as_ptr(),
-            panel_stride: qk * PANEL,
-            panels: KEYS / PANEL,
-            k_steps: qk / E::PAIR,
-            x: &x[..n],
-            out: s.scores.as_mut_ptr(),
-            out_stride: KEYS,
-            start: Start::Zero,
-        };
-        // SAFETY: sizes asserted above; `scores` holds MAX_VECTORS * KEYS.
-        unsafe { E::multiply(isa, scores) };
-        for t in 0..n {
-            let query = first + t;
-            let row = &mut s.scores[t * KEYS..][..KEYS];
-            let seen = visible(query).min(KEYS);
-            if seen == 0 {
-                row.fill(0.0);
-            } else {
-                row[seen..].fill(f32::NEG_INFINITY);
-                let (max, sum) = lanes::softmax_part(isa, row, scale, s.max[query]);
-                let shrink = lanes::exp(s.max[query] - max);
-                s.max[query] = max;
-                s.sum[query] = s.sum[query] * shrink + sum;
-                if shrink != 1.0 {
-                    lanes::scale(isa, &mut s.out[query * v..][..v], shrink);
-                }
-            }
-            E::convert(isa, row, &mut s.weights[t * KEYS..][..KEYS]);
+    for first in queries.clone().step_by(QUERIES) {
+        let n = QUERIES.min(queries.end - first);
+        let panels = n.div_ceil(PANEL);
+        let q = &s.q[first * qk..][..panels * PANEL * qk];
+        let together = max_vectors(isa, panels);
+        for (key, x) in (0..).step_by(together).zip(keys.chunks(together)) {
+            let out = &mut s.scores[key * QUERIES..][..x.len() * QUERIES];
+            let tile = Tile {
+                w: q.as_ptr(),
+                panel_stride: PANEL * qk,
+                panels,
+                k_steps: qk / E::PAIR,
+                x,
+                out: out.as_mut_ptr(),
+                out_stride: QUERIES,
+                start: Start::Zero,
+            };
+            // SAFETY: `q` holds the panels, `out` a row of QUERIES a key; keys by the caller's promise.
+            unsafe { E::multiply(isa, tile) };
         }
-        let x: [*const E; MAX_VECTORS] = std::array::from_fn(|t| s.weights[t * KEYS..].as_ptr());
-        let sums = Tile {
-            w: s.values.as_ptr(),
-            panel_stride: KEYS * PANEL,
-            panels: v / PANEL,
-            k_steps: KEYS / E::PAIR,
-            x: &x[..n],
-            out: s.out[first * v..].as_mut_ptr(),
-            out_stride: v,
-            start: Start::Output,
-        };
-        // SAFETY: sizes asserted above; `weights` holds MAX_VECTORS * KEYS.
-        unsafe { E::multiply(isa, sums) };
-        first += n;
+        for panel in 0..panels {
+            let at = first + panel * PANEL;
+            let seen = std::array::from_fn(|lane| {
+                if at + lane < queries.end { visible(at + lane).min(keys.len()) as u32 } else { 0 }
+            });
+            let scores = &mut s.scores[panel * PANEL..];
+            let (max, sum) = (&mut s.max[at..][..PANEL], &mut s.sum[at..][..PANEL]);
+            let mut shrink = [1.0; PANEL];
+            softmax_lanes(isa, scores, keys.len(), &seen, scale, max, sum, &mut shrink);
+            turn(isa, scores, &mut s.weights[panel * PANEL * KEYS..]);
+            for (lane, &shrink) in shrink.iter().enumerate().filter(|(_, shrink)| **shrink != 1.0) {
+                lanes::scale(isa, &mut s.out[(at + lane) * v..][..v], shrink);
+            }
+        }
+        for done in (0..n).step_by(MAX_VECTORS) {
+            let vectors = MAX_VECTORS.min(n - done);
+            let x: [*const E; MAX_VECTORS] =
+                std::array::from_fn(|t| s.weights[(done + t.min(vectors - 1)) * KEYS..][..KEYS].as_ptr());
+            let out = &mut s.out[(first + done) * v..][..vectors * v];
+            let tile = Tile {
+                w: s.values[..KEYS * v].as_ptr(),
+                panel_stride: KEYS * PANEL,
+                panels: v / PANEL,
+                k_steps: KEYS / E::PAIR,
+                x: &x[..vectors],
+                out: out.as_mut_ptr(),
+                out_stride: v,
+                start: Start::Output,
+            };
+            // SAFETY: the slices above have these sizes.
+            unsafe { E::multiply(isa, tile) };
+        }
+    }
+}
+
+for_each_isa! {
+    /// One panel of queries, a lane each: `scores[key][lane]` become `e^(s - max)`, `max` and `sum` go on
+    /// from the tiles before, and `shrink` is what sums over those must be multiplied by. Keys at and
+    /// beyond `seen[lane]`, and beyond `keys`, weigh nothing.
+    fn softmax_lanes(
+        scores: &mut [f32],
+        keys: usize,
+        seen: &[u32; PANEL],
+        scale: f32,
+        max: &mut [f32],
+        sum: &mut [f32],
+        shrink: &mut [f32; PANEL],
+    ) {
+        let max: &mut [f32; PANEL] = max.first_chunk_mut().expect("a lane each");
+        let sum: &mut [f32; PANEL] = sum.first_chunk_mut().expect("a lane each");
+        let mut high = *max;
+        for (key, row) in scores.chunks_mut(QUERIES).take(keys).enumerate() {
+            let row: &mut [f32; PANEL] = row.first_chunk_mut().expect("a lane each");
+            for lane in 0..PANEL {
+                let s = if (key as u32) < seen[lane] { row[lane] * scale } else { f32::NEG_INFINITY };
+                row[lane] = s;
+                high[lane] = if s > high[lane] { s } else { high[lane] };
+            }
+        }
+        let mut total = [0.0f32; PANEL];
+        // A query that has seen nothing yet has no maximum: its weights are e^-inf all the same.
+        let base: [f32; PANEL] = std::array::from_fn(|l| if high[l] == f32::NEG_INFINITY { 0.0 } else { high[l] });
+        for (key, row) in scores.chunks_mut(QUERIES).take(KEYS).enumerate() {
+            let row: &mut [f32; PANEL] = row.first_chunk_mut().expect("a lane each");
+            if key >= keys {
+                *row = [0.0; PANEL];
+                continue;
+            }
+            for lane in 0..PANEL {
+                row[lane] = lanes::exp(row[lane] - base[lane]);
+                total[lane] += row[lane];
+            }
+        }
+        for lane in 0..PANEL {
+            shrink[lane] = lanes::exp(max[lane] - base[lane]);
+            sum[lane] = sum[lane] * shrink[lane] + total[lane];
+            max[lane] = high[lane];
+        }
+    }
+}
+
+/// `weights[query][key] = scores[key][query]`, rounded, for one panel of queries.
+fn turn<E: Elem>(isa: Isa, scores: &[f32], weights: &mut [E]) {
+    let mut block = [0.0f32; PANEL * PANEL];
+    for key in (0..KEYS).step_by(PANEL) {
+        let rows: [*const f32; PANEL] =
+            std::array::from_fn(|i| scores[(key + i) * QUERIES..][..PANEL].as_ptr());
+        // SAFETY: 16 rows of 16.
+        unsafe { f32::transpose(isa, &rows, PANEL, &mut block) };
+        for (query, row) in block.as_chunks::<PANEL>().0.iter().enumerate() {
+            E::convert(isa, row, &mut weights[query * KEYS + key..][..PANEL]);
+        }
     }
 }
 
@@ -201,9 +295,9 @@ pub(super) fn merge(isa: Isa, into: (&mut f32, &mut f32, &mut [f32]), part: (f32
 
 for_each_isa! {
     /// Values of pairs of keys side by side, in panels of 16 columns: `out[v / 16][pair][16][2]`, as words.
-    pub(super) fn interleave_pairs(rows: &[*const u16], width: usize, out: &mut [u16]) {
+    pub(super) fn interleave_pairs(rows: &[*const u16], first: usize, width: usize, out: &mut [u16]) {
         let panel_len = 64 * 16;
-        for (pair, rows) in rows.chunks(2).enumerate() {
+        for (pair, rows) in (first / 2..).zip(rows.chunks(2)) {
             // SAFETY: `interleave`'s caller vouches for rows of `width` elements.
             let a = unsafe { std::slice::from_raw_parts(rows[0], width) };
             let b = rows.get(1).map(|&r| {

@@ -1,6 +1,6 @@
 //! The attention ops: into latent space, over the cache, and back.
 
-use super::attend::{self, KEYS, Widths, attend_tile, merge, pack_tile};
+use super::attend::{self, KEYS, Widths, attend_tile, merge};
 use super::matmul::{Item, Segment, matmul};
 use super::packed::{Panels, SendPtr};
 use super::scratch::tokens_per_item;
@@ -164,21 +164,29 @@ impl Cpu {
             s.clear(queries, widths);
             let end = item.keys().min((split + 1) * split_keys);
             for first in (split * split_keys..end).step_by(KEYS) {
-                let mut rows = [std::ptr::null(); KEYS];
-                let rows = &mut rows[..KEYS.min(end - first)];
+                // This tile's rows and the next one's.
+                let mut rows = [std::ptr::null(); 2 * KEYS];
+                let rows = &mut rows[..(2 * KEYS).min(end - first)];
                 latent_rows(arena.get(), op.arena, op.layer, step, item.row, first, rows);
+                let (rows, ahead) = rows.split_at(KEYS.min(rows.len()));
                 // SAFETY: arena rows are `qk_stride` long and start with the value.
-                unsafe { pack_tile(isa, s, rows, rows, widths) };
-                attend_tile(isa, s, 0..queries, widths, dims.softmax_scale, |query| {
-                    (item.position + query / heads + 1).saturating_sub(first)
-                });
+                unsafe {
+                    s.pack_values(isa, rows, ahead, widths);
+                    attend_tile(isa, s, 0..queries, rows, widths, dims.softmax_scale, |query| {
+                        (item.position + query / heads + 1).saturating_sub(first)
+                    });
+                }
             }
         };
         let load_queries = |s: &mut attend::Scratch<E>, item: &LatentItem| {
             let stride = widths.qk_stride::<E>();
-            let from = q[item.token * heads * widths.qk..].chunks_exact(widths.qk);
-            for (q, out) in from.zip(s.q.chunks_exact_mut(stride)).take(item.tokens * heads) {
-                E::convert(isa, q, &mut out[..widths.qk]);
+            let queries = &q[item.token * heads * widths.qk..][..item.tokens * heads * widths.qk];
+            for (panel, queries) in queries.chunks(PANEL * widths.qk).enumerate() {
+                let rows = queries.chunks_exact(widths.qk);
+                for (q, out) in rows.clone().zip(s.query_rows.chunks_exact_mut(stride)) {
+                    E::convert(isa, q, &mut out[..widths.qk]);
+                }
+                s.pack_queries(isa, panel, rows.len(), widths);
             }
         };
         let out = SendPtr::new(op.out.as_mut_ptr());
@@ -362,12 +370,21 @@ impl<E: Stored> Heads<'_, E> {
         s.clear(row.len, self.widths);
         for first in (0..row.kv_len).step_by(KEYS) {
             let n = KEYS.min(row.kv_len - first);
-            self.expand(s, row, head, first, n);
+            let keys = self.expand(s, row, head, first, n);
             // Queries before the tile see nothing of it.
-            let unseeing = first.saturating_sub(position);
-            attend_tile(self.isa, s, unseeing..row.len, self.widths, self.dims.softmax_scale, |query| {
-                (position + query + 1).saturating_sub(first)
-            });
+            let unseeing = first.saturating_sub(position) / PANEL * PANEL;
+            // SAFETY: the expanded keys are `qk_stride` long and stay where they are.
+            unsafe {
+                attend_tile(
+                    self.isa,
+                    s,
+                    unseeing..row.len,
+                    &keys[..n],
+                    self.widths,
+                    self.dims.softmax_scale,
+                    |query| (position + query + 1).saturating_sub(first),
+                );
+            }
         }
         for i in 0..row.len {
             let at = ((row.first + i) * self.dims.n_heads + head) * v;
@@ -381,17 +398,29 @@ impl<E: Stored> Heads<'_, E> {
     fn load_queries(&self, s: &mut attend::Scratch<E>, row: &Row, head: usize) {
         let (width, rope) = (self.widths.qk, self.dims.qk_rope_head_dim);
         let view = &self.op.q;
-        for i in 0..row.len {
-            let t = row.first + i;
-            let query = &mut s.query[..width];
-            query.copy_from_slice(&view.buffer[view.offset + t * view.stride + head * width..][..width]);
-            rotate_pairs(&mut query[width - rope..], &self.cos_sin[t * rope..][..rope]);
-            E::convert(self.isa, query, &mut s.q[i * self.widths.qk_stride::<E>()..][..width]);
+        let stride = self.widths.qk_stride::<E>();
+        for panel in 0..row.len.div_ceil(PANEL) {
+            let n = PANEL.min(row.len - panel * PANEL);
+            for i in 0..n {
+                let t = row.first + panel * PANEL + i;
+                let query = &mut s.query[..width];
+                query.copy_from_slice(&view.buffer[view.offset + t * view.stride + head * width..][..width]);
+                rotate_pairs(&mut query[width - rope..], &self.cos_sin[t * rope..][..rope]);
+                E::convert(self.isa, query, &mut s.query_rows[i * stride..][..width]);
+            }
+            s.pack_queries(self.isa, panel, n, self.widths);
         }
     }
 
-    /// Keys and values of one head for positions `first..first + n`, packed for [`attend_tile`].
-    fn expand(&self, s: &mut attend::Scratch<E>, row: &Row, head: usize, first: usize, n: usize) {
+    /// Keys and values of one head for positions `first..first + n`: returns the keys, packs the values.
+    fn expand(
+        &self,
+        s: &mut attend::Scratch<E>,
+        row: &Row,
+        head: usize,
+        first: usize,
+        n: usize,
+    ) -> [*const E; KEYS] {
         let d = &self.dims;
         let (key_stride, value_stride) = (self.widths.qk_stride::<E>(), self.widths.v_stride());
         let mut latents = [std::ptr::null(); KEYS];
@@ -419,10 +448,10 @@ impl<E: Stored> Heads<'_, E> {
         let rows = |base: *const E, stride: usize| -> [*const E; KEYS] {
             std::array::from_fn(|i| base.wrapping_add(i * stride))
         };
-        let keys = rows(s.key_rows.as_ptr(), key_stride);
         let values = rows(s.value_rows.as_ptr(), value_stride);
-        // SAFETY: KEYS rows of `qk_stride` and `v_stride`, written above and not moved by packing.
-        unsafe { pack_tile(self.isa, s, &keys[..n], &values[..n], self.widths) };
+        // SAFETY: KEYS rows of `v_stride`, written above and not moved by packing.
+        unsafe { s.pack_values(self.isa, &values[..n], &[], self.widths) };
+        rows(s.key_rows.as_ptr(), key_stride)
     }
 
     /// `out[t] = w[head] x[t]`, rows of whole panels.

@@ -81,30 +81,6 @@ for_each_isa! {
 }
 
 for_each_isa! {
-    /// Turns `scores` (already scaled) into `e^(s - max)` where `max` covers them and `running`;
-    /// returns the new maximum and their sum.
-    pub(super) fn softmax_part(scores: &mut [f32], scale: f32, running: f32) -> (f32, f32) {
-        let mut lanes = [f32::NEG_INFINITY; LANES];
-        let (chunks, rest) = scores.as_chunks_mut::<LANES>();
-        for chunk in &mut *chunks {
-            for (m, s) in lanes.iter_mut().zip(chunk) {
-                *s *= scale;
-                *m = if *s > *m { *s } else { *m };
-            }
-        }
-        for s in &mut *rest {
-            *s *= scale;
-            lanes[0] = lanes[0].max(*s);
-        }
-        let max = lanes.iter().fold(running, |a, &b| if b > a { b } else { a });
-        for s in scores.iter_mut() {
-            *s = exp(*s - max);
-        }
-        (max, sum_lanes(scores, |v| v))
-    }
-}
-
-for_each_isa! {
     /// Sums in 16 lanes.
     pub(super) fn sum(x: &[f32]) -> f32 {
         sum_lanes(x, |v| v)
@@ -158,22 +134,6 @@ mod tests {
                 let want = bf16::from_f32(v);
                 assert!(o == want || (o.is_nan() && want.is_nan()), "{isa:?}: {v} became {o}");
             }
-        }
-    }
-
-    #[test]
-    fn softmax_parts() {
-        let scores: Vec<f32> = (0..37).map(|i| ((i * 7) % 13) as f32 - 5.0).collect();
-        for isa in Isa::all() {
-            let mut s = scores.clone();
-            let (max, sum) = softmax_part(isa, &mut s, 0.5, 1.0);
-            assert_eq!(max, 3.5);
-            let want: Vec<f32> = scores.iter().map(|x| (x * 0.5 - 3.5).exp()).collect();
-            assert!((sum - want.iter().sum::<f32>()).abs() < 1e-5);
-            assert!(s.iter().zip(&want).all(|(a, b)| (a - b).abs() < 1e-6));
-            // A running maximum that is larger stays; masked scores weigh nothing.
-            let mut s = vec![f32::NEG_INFINITY; 3];
-            assert_eq!(softmax_part(isa, &mut s, 0.5, 9.0), (9.0, 0.0));
         }
     }
 }

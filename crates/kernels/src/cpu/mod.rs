@@ -11,6 +11,7 @@ mod matmul;
 mod moe;
 mod packed;
 mod pool;
+mod probe;
 mod scratch;
 mod tile;
 
@@ -98,26 +99,8 @@ impl Cpu {
         }
     }
 
-    /// Sums over threads of the bandwidth that reading `bytes` of memory once reaches, in bytes a
-    /// second: the roof over a decode step. Reads in the way that products do.
-    pub fn read_bandwidth(&mut self, bytes: usize) -> Result<f64> {
-        let mut data = Huge::<f32>::zeroed(bytes / 4, "bandwidth probe")?;
-        let chunk = 1 << 18;
-        let chunks = data.len() / chunk;
-        let base = SendPtr::new(data.as_mut_ptr());
-        // SAFETY: chunks are disjoint.
-        let at = |i: usize| unsafe { std::slice::from_raw_parts_mut(base.at(i * chunk), chunk) };
-        self.pool.run(chunks, &|_, i| at(i).fill(1.0));
-        let isa = self.isa;
-        let mut best = f64::MAX;
-        for _ in 0..5 {
-            let start = std::time::Instant::now();
-            self.pool.run(chunks, &|_, i| {
-                std::hint::black_box(lanes::sum(isa, at(i)));
-            });
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        Ok((chunks * chunk * 4) as f64 / best)
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 }
 
@@ -183,17 +166,19 @@ impl Stored for bf16 {
 macro_rules! by_element {
     ($weight:expr, $E:ident => $body:expr) => {
         match &$weight.elements {
-            Elements::F32(_) => {
+            $crate::cpu::packed::Elements::F32(_) => {
                 type $E = f32;
                 $body
             }
-            Elements::Bf16(_) => {
-                type $E = bf16;
+            $crate::cpu::packed::Elements::Bf16(_) => {
+                type $E = half::bf16;
                 $body
             }
         }
     };
 }
+
+use by_element;
 
 /// `weight`'s panels and the arena must hold one element type.
 fn same_precision<T>(found: Option<T>, op: &'static str) -> Result<T> {

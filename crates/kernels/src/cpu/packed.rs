@@ -6,63 +6,46 @@ use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::matrix::{Matrix, Parts};
 use half::bf16;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use memmap2::MmapMut;
+use std::marker::PhantomData;
 
-/// Zeroed memory, aligned to 2 MiB and advised to lie in huge pages where it is that large: a decode
-/// step streams through gigabytes, and 4 KiB pages cost it a tenth in page walks.
+/// Zeroed memory that costs nothing until it is touched and then lies in huge pages if it is large: a
+/// decode step streams through gigabytes, and with 4 KiB pages a tenth of its time goes into page walks.
 pub(super) struct Huge<T> {
-    at: *mut T,
+    memory: MmapMut,
+    /// From the start of `memory` to the first element.
+    offset: usize,
     len: usize,
-    layout: Layout,
+    element: PhantomData<T>,
 }
-
-// SAFETY: owns its memory, like a Vec.
-unsafe impl<T: Send> Send for Huge<T> {}
-// SAFETY: as above.
-unsafe impl<T: Sync> Sync for Huge<T> {}
 
 impl<T: Elem> Huge<T> {
     const PAGE: usize = 2 << 20;
 
     pub(super) fn zeroed(len: usize, what: &'static str) -> Result<Self> {
-        let bytes = len.checked_mul(size_of::<T>()).unwrap_or(usize::MAX).max(64);
-        let align = if bytes >= Self::PAGE { Self::PAGE } else { 64 };
-        let layout =
-            Layout::from_size_align(bytes, align).map_err(|_| KernelError::Memory { what, bytes })?;
-        // SAFETY: the size is not 0; all-zero bytes are a valid bf16 and f32.
-        let at = unsafe { alloc_zeroed(layout) }.cast::<T>();
-        if at.is_null() {
-            if bytes < Self::PAGE {
-                handle_alloc_error(layout);
-            }
-            return Err(KernelError::Memory { what, bytes });
-        }
+        let bytes = len.saturating_mul(size_of::<T>()).max(1);
+        let large = bytes >= Self::PAGE;
+        let room = bytes.saturating_add(if large { Self::PAGE } else { 0 });
+        let memory = MmapMut::map_anon(room).map_err(|_| KernelError::Memory { what, bytes })?;
+        let offset = if large { memory.as_ptr().align_offset(Self::PAGE) } else { 0 };
         #[cfg(target_os = "linux")]
-        if align == Self::PAGE {
-            // SAFETY: the range is ours and page-aligned; the advice changes no contents. A kernel
-            // that refuses it only leaves small pages.
-            unsafe { libc::madvise(at.cast(), bytes, libc::MADV_HUGEPAGE) };
+        if large {
+            // A kernel that refuses only leaves small pages.
+            let _ = memory.advise_range(memmap2::Advice::HugePage, offset, bytes);
         }
-        Ok(Self { at, len, layout })
+        Ok(Self { memory, offset, len, element: PhantomData })
     }
 
     pub(super) fn as_ptr(&self) -> *const T {
-        self.at
+        self.memory.as_ptr().wrapping_add(self.offset).cast()
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut T {
-        self.at
+        self.memory.as_mut_ptr().wrapping_add(self.offset).cast()
     }
 
     pub(super) fn len(&self) -> usize {
         self.len
-    }
-}
-
-impl<T> Drop for Huge<T> {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.at.cast(), self.layout) }
     }
 }
 

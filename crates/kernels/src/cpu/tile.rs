@@ -16,16 +16,24 @@ use half::slice::HalfFloatSliceExt;
 
 /// Matrix rows in a panel.
 pub(super) const PANEL: usize = 16;
-/// Most vectors in one tile.
+/// Most vectors in one tile of several panels.
 pub(super) const MAX_VECTORS: usize = 6;
+/// Most vectors in one tile of a single panel: a product takes about six cycles and two may start in
+/// each, so that twelve sums must be under way.
+pub(super) const MAX_VECTORS_ALONE: usize = 12;
 /// Most panels in one tile.
 pub(super) const MAX_PANELS: usize = 8;
+
+/// Vectors that one tile takes beside so many panels.
+pub(super) fn max_vectors(isa: Isa, panels: usize) -> usize {
+    if panels == 1 && isa >= Isa::Avx512 { MAX_VECTORS_ALONE } else { MAX_VECTORS }
+}
 
 /// Panels that one tile takes beside so many vectors: as many accumulators as registers allow.
 pub(super) fn max_panels(isa: Isa, vectors: usize) -> usize {
     match (isa, vectors) {
         (Isa::Avx512 | Isa::Avx512Bf16, 1..=3) => 8,
-        (Isa::Avx512 | Isa::Avx512Bf16, _) => 4,
+        (Isa::Avx512 | Isa::Avx512Bf16, 4..=MAX_VECTORS) => 4,
         (_, 1) => 4,
         (_, 2 | 3) => 2,
         _ => 1,
@@ -76,15 +84,16 @@ pub(super) trait Elem: Copy + Send + Sync + 'static {
     /// Each row is valid for `words * PAIR` elements; `out` holds `words * 16 * PAIR`.
     unsafe fn transpose(isa: Isa, rows: &[*const Self], words: usize, out: &mut [Self]);
 
-    /// Packs up to 64 rows of `width` elements into panels of 16 columns: `[width / 16][64 / PAIR][16][PAIR]`.
+    /// Packs rows `first..` (an even number) of up to 64, `width` elements each, into panels of 16
+    /// columns: `[width / 16][64 / PAIR][16][PAIR]`.
     ///
     /// # Safety
     /// Each row is valid for `width` elements.
-    unsafe fn interleave(isa: Isa, rows: &[*const Self], width: usize, out: &mut [Self]);
+    unsafe fn interleave(isa: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]);
 
     /// # Safety
     /// The pointers of `tile` are valid for the lengths that its sizes imply, `out` for writing and by
-    /// nobody else meanwhile; `1 <= x.len() <= MAX_VECTORS`, `panels <= max_panels(isa, x.len())`;
+    /// nobody else meanwhile; `1 <= x.len() <= max_vectors(isa, panels)`, `panels <= max_panels(isa, x.len())`;
     /// the machine has `isa`.
     unsafe fn tile(isa: Isa, tile: &Tile<'_, Self>);
 
@@ -133,6 +142,12 @@ macro_rules! dispatch {
             (1, 4) => $kernel::<1, 4>($tile),
             (1, 5) => $kernel::<1, 5>($tile),
             (1, 6) => $kernel::<1, 6>($tile),
+            (1, 7) => $kernel::<1, 7>($tile),
+            (1, 8) => $kernel::<1, 8>($tile),
+            (1, 9) => $kernel::<1, 9>($tile),
+            (1, 10) => $kernel::<1, 10>($tile),
+            (1, 11) => $kernel::<1, 11>($tile),
+            (1, 12) => $kernel::<1, 12>($tile),
             sizes => unreachable!("no tile of {sizes:?} panels and vectors"),
         }
     };
@@ -171,13 +186,13 @@ impl Elem for bf16 {
     unsafe fn transpose(isa: Isa, rows: &[*const Self], words: usize, out: &mut [Self]) {
         assert!(out.len() >= words * PANEL * Self::PAIR && rows.len() <= PANEL);
         // SAFETY: a word is a pair of bf16; reads and writes are unaligned.
-        unsafe { transpose_words(isa, rows.as_ptr().cast(), rows.len(), words, out.as_mut_ptr().cast()) }
+        unsafe { transpose_words(isa, words_of(rows), words, out.as_mut_ptr().cast()) }
     }
 
-    unsafe fn interleave(isa: Isa, rows: &[*const Self], width: usize, out: &mut [Self]) {
+    unsafe fn interleave(isa: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]) {
         // SAFETY: bf16 is a u16 in memory, and so is a pointer to it.
         let rows = unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) };
-        attend::interleave_pairs(isa, rows, width, out.reinterpret_cast_mut());
+        attend::interleave_pairs(isa, rows, first, width, out.reinterpret_cast_mut());
     }
 
     unsafe fn tile(isa: Isa, tile: &Tile<'_, Self>) {
@@ -215,11 +230,11 @@ impl Elem for f32 {
     unsafe fn transpose(isa: Isa, rows: &[*const Self], words: usize, out: &mut [Self]) {
         assert!(out.len() >= words * PANEL && rows.len() <= PANEL);
         // SAFETY: a word is an f32.
-        unsafe { transpose_words(isa, rows.as_ptr().cast(), rows.len(), words, out.as_mut_ptr().cast()) }
+        unsafe { transpose_words(isa, words_of(rows), words, out.as_mut_ptr().cast()) }
     }
 
-    unsafe fn interleave(_: Isa, rows: &[*const Self], width: usize, out: &mut [Self]) {
-        for (key, &row) in rows.iter().enumerate() {
+    unsafe fn interleave(_: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]) {
+        for (key, &row) in (first..).zip(rows) {
             // SAFETY: the caller's promise.
             let row = unsafe { std::slice::from_raw_parts(row, width) };
             for (panel, columns) in row.chunks(PANEL).enumerate() {
@@ -242,20 +257,38 @@ impl Elem for f32 {
     }
 }
 
-/// `out[word][lane] = rows[lane][word]` for 32-bit words.
+/// Asks for the cache line at `at`, into L2. A hint: no address is wrong.
+#[inline(always)]
+pub(super) fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching never faults, and every x86-64 can.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same rows, as 32-bit words: a pair of bf16, or an f32.
+fn words_of<E: Elem>(rows: &[*const E]) -> &[*const u32] {
+    // SAFETY: pointers to sized types have one layout.
+    unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) }
+}
+
+/// `out[word][lane] = rows[lane][word]`
 ///
 /// # Safety
-/// `n <= 16` rows of `words` words; `out` holds `words * 16`.
-unsafe fn transpose_words(isa: Isa, rows: *const *const u32, n: usize, words: usize, out: *mut u32) {
+/// At most 16 rows of `words` words; `out` holds `words * 16`.
+unsafe fn transpose_words(isa: Isa, rows: &[*const u32], words: usize, out: *mut u32) {
     #[cfg(target_arch = "x86_64")]
-    if isa >= Isa::Avx512 && n == PANEL {
+    if let (true, Ok(rows)) = (isa >= Isa::Avx512, rows.try_into()) {
         // SAFETY: 16 rows; the rest is the caller's promise.
         return unsafe { transpose_avx512(rows, words, out) };
     }
+    let _ = isa;
     // SAFETY: the caller's promise.
     unsafe {
-        for lane in 0..n {
-            let row = *rows.add(lane);
+        for (lane, row) in rows.iter().enumerate() {
             for word in 0..words {
                 out.add(word * PANEL + lane).write_unaligned(row.add(word).read_unaligned());
             }
@@ -438,7 +471,7 @@ mod x86 {
     /// # Safety
     /// 16 rows of `words` words; `out` holds `words * 16`.
     #[target_feature(enable = "avx512f")]
-    pub(in super::super) unsafe fn transpose_avx512(rows: *const *const u32, words: usize, out: *mut u32) {
+    pub(in super::super) unsafe fn transpose_avx512(rows: &[*const u32; 16], words: usize, out: *mut u32) {
         let mut at = 0;
         while at < words {
             let n = (words - at).min(16);
@@ -446,7 +479,7 @@ mod x86 {
             // SAFETY: the mask keeps loads within the rows, the loop below keeps stores within `out`.
             unsafe {
                 let mut a: [__m512i; 16] =
-                    std::array::from_fn(|r| _mm512_maskz_loadu_epi32(mask, (*rows.add(r)).add(at).cast()));
+                    std::array::from_fn(|r| _mm512_maskz_loadu_epi32(mask, rows[r].add(at).cast()));
                 let mut b = a;
                 for i in 0..8 {
                     b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
@@ -574,12 +607,14 @@ mod tests {
 
     /// Every instruction set, panel count and vector count against the plain sum in the same order.
     fn check<E: Elem>() {
-        let (k_steps, panels) = (13, 11);
+        let (k_steps, most_panels) = (13, 11);
         let k = k_steps * E::PAIR;
         let value = |i: usize| E::from_f32(((i * 37) % 101) as f32 / 50.0 - 1.0);
-        let w: Vec<E> = (0..panels * k * PANEL).map(value).collect();
+        let w: Vec<E> = (0..most_panels * k * PANEL).map(value).collect();
         for isa in Isa::all() {
-            for vectors in 1..=MAX_VECTORS {
+            for (panels, vectors) in
+                (1..=MAX_VECTORS).map(|t| (11, t)).chain((7..=max_vectors(isa, 1)).map(|t| (1, t)))
+            {
                 for start in [Start::Zero, Start::Output] {
                     let x: Vec<E> = (0..vectors * k).map(|i| value(i * 3 + 1)).collect();
                     let pointers: Vec<*const E> = (0..vectors).map(|t| x[t * k..].as_ptr()).collect();

@@ -1,1 +1,20 @@
+//! Text and token ids: the tokenizer, chat templates, incremental decoding and stop strings.
+//!
+//! What clients type is data. [`encode_chat`] turns the template's own control tokens into ids, and never a
+//! control token's text inside a message. Nothing here knows HTTP or the engine.
 
+mod chat;
+mod detokenizer;
+mod error;
+mod python_json;
+mod stop;
+mod template;
+mod token_table;
+mod tokenizer;
+
+pub use chat::encode_chat;
+pub use detokenizer::Detokenizer;
+pub use error::TextError;
+pub use stop::{StopOutcome, StopStrings};
+pub use template::{ChatInput, ChatTemplate, Rendered};
+pub use tokenizer::{SpecialTokens, Tokenizer};

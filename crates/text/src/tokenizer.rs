@@ -1,0 +1,256 @@
+use std::collections::BTreeMap;
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use tokenizers::{AddedVocabulary, Tokenizer as Encoder};
+
+use crate::TextError;
+use crate::detokenizer::Utf8Decoder;
+use crate::token_table::{Spelling, TokenTable};
+
+/// What templates call the special tokens (`bos_token`, `eos_token`, ...) → their text.
+pub type SpecialTokens = BTreeMap<String, String>;
+
+/// A checkpoint's tokenizer: text to ids, and ids to text. Encoding follows the `tokenizers` crate; decoding is our
+/// own, byte by byte, so that streamed and whole text are the same.
+pub struct Tokenizer {
+    encoder: Encoder,
+    /// The same without added tokens: what clients type, whatever it says.
+    plain_encoder: Encoder,
+    table: TokenTable,
+    strips_first_space: bool,
+    special_tokens: SpecialTokens,
+    bos: Bos,
+    control: ControlTokens,
+}
+
+/// Who puts BOS in front of text.
+#[derive(Debug, Clone, Copy)]
+struct Bos {
+    id: Option<u32>,
+    wanted: bool,
+    /// tokenizer.json's post-processor does so itself.
+    by_encoder: bool,
+}
+
+/// Added tokens whose text means something to the model, and may not be typed.
+pub(crate) struct ControlTokens {
+    pub(crate) texts: Vec<String>,
+    /// Finds the longest at the earliest place; the pattern's number is the index in `texts`.
+    pub(crate) finder: AhoCorasick,
+}
+
+/// What is read here of tokenizer.json, beside what `tokenizers` reads.
+#[derive(Deserialize)]
+struct TokenizerFile {
+    #[serde(default)]
+    added_tokens: Vec<AddedTokenEntry>,
+    #[serde(default)]
+    decoder: Value,
+}
+
+#[derive(Deserialize)]
+struct AddedTokenEntry {
+    id: u32,
+    content: String,
+}
+
+impl Tokenizer {
+    /// From `tokenizer.json` and, where the checkpoint has it, `tokenizer_config.json`.
+    pub fn from_bytes(
+        tokenizer_json: &[u8],
+        tokenizer_config_json: Option<&[u8]>,
+    ) -> Result<Self, TextError> {
+        let broken = |why: String| TextError::Tokenizer(why);
+        let file: TokenizerFile =
+            serde_json::from_slice(tokenizer_json).map_err(|error| broken(error.to_string()))?;
+        let mut encoder = Encoder::from_bytes(tokenizer_json).map_err(|error| broken(error.to_string()))?;
+        encoder.with_padding(None);
+        encoder.with_truncation(None).map_err(|error| broken(error.to_string()))?;
+        check_added_ids(&file.added_tokens, &encoder)?;
+
+        let spelling = Spelling::of(&file.decoder)?;
+        let vocab = encoder.get_vocab(false);
+        let added = encoder.get_added_tokens_decoder();
+        let table = TokenTable::new(
+            spelling,
+            vocab.iter().map(|(token, &id)| (token.as_str(), id)),
+            added.iter().map(|(&id, token)| (id, token.content.as_str(), token.special)),
+        )?;
+        let control = ControlTokens::new(added.values().filter(|token| is_control(token)))?;
+        let config = read_config(tokenizer_config_json)?;
+        let special_tokens = special_tokens(&config);
+        let bos = Bos::find(&config, &special_tokens, &encoder)?;
+        let mut plain_encoder = encoder.clone();
+        plain_encoder.with_added_vocabulary(AddedVocabulary::new());
+        let strips_first_space = spelling == Spelling::SentencePiece { strips_first_space: true };
+        Ok(Self { encoder, plain_encoder, table, strips_first_space, special_tokens, bos, control })
+    }
+
+    /// Ids of a text, in which added tokens' texts become these tokens. With `add_special_tokens`, what the
+    /// tokenizer puts around a text is added: one BOS where it has one.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+        let mut ids = ids_of(&self.encoder, text, add_special_tokens)?;
+        if let Some(bos) = self.bos.id.filter(|_| add_special_tokens) {
+            match (self.bos.wanted, self.bos.by_encoder) {
+                (true, false) => ids.insert(0, bos),
+                (false, true) => drop(ids.remove(0)),
+                _ => {}
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Ids of a text that holds no added token, whatever it says.
+    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
+        let ids = ids_of(&self.plain_encoder, text, false)?;
+        let added = self.encoder.get_added_vocabulary().get_added_tokens_decoder();
+        if !ids.iter().any(|id| added.contains_key(id)) {
+            return Ok(ids);
+        }
+        // The model's own vocabulary holds the added token, too. Its letters do not make it.
+        let mut letters = [0; 4];
+        let each =
+            text.chars().map(|letter| ids_of(&self.plain_encoder, letter.encode_utf8(&mut letters), false));
+        Ok(each.collect::<Result<Vec<_>, _>>()?.concat())
+    }
+
+    /// Text of ids. Ids outside the vocabulary give nothing; bytes that are not UTF-8 give U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut decoder = Utf8Decoder::new(self.strips_first_space);
+        let mut text = String::new();
+        for &id in ids.iter().filter(|&&id| !(skip_special && self.is_special(id))) {
+            decoder.push(self.bytes(id), &mut text);
+        }
+        decoder.finish(&mut text);
+        text
+    }
+
+    /// The token's own bytes, perhaps a part of a character; none outside the vocabulary.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        self.bytes(id).to_vec()
+    }
+
+    /// The token's own text; a part of a character shows as U+FFFD.
+    pub fn token_text(&self, id: u32) -> String {
+        String::from_utf8_lossy(self.bytes(id)).into_owned()
+    }
+
+    /// The token that is written like this in tokenizer.json.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.encoder.token_to_id(token)
+    }
+
+    /// One more than the largest id. A model may have more, for padding.
+    pub fn vocab_size(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Whether the token is left out of text when special tokens are skipped.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.table.is_special(id)
+    }
+
+    /// The token that begins a text, if the checkpoint names one.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.bos.id
+    }
+
+    /// The token that ends a text, if the checkpoint names one.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.token_id(self.special_tokens.get("eos_token")?)
+    }
+
+    /// For [`ChatTemplate`](crate::ChatTemplate): the texts of the special tokens by their names.
+    pub fn special_tokens(&self) -> &SpecialTokens {
+        &self.special_tokens
+    }
+
+    pub(crate) fn bytes(&self, id: u32) -> &[u8] {
+        self.table.bytes(id)
+    }
+
+    pub(crate) fn strips_first_space(&self) -> bool {
+        self.strips_first_space
+    }
+
+    pub(crate) fn control(&self) -> &ControlTokens {
+        &self.control
+    }
+
+    /// BOS, if text gets one.
+    pub(crate) fn bos_of_text(&self) -> Option<u32> {
+        self.bos.id.filter(|_| self.bos.wanted)
+    }
+}
+
+impl Bos {
+    fn find(
+        config: &Map<String, Value>,
+        special_tokens: &SpecialTokens,
+        encoder: &Encoder,
+    ) -> Result<Self, TextError> {
+        let asked = config.get("add_bos_token").and_then(Value::as_bool);
+        let text = special_tokens.get("bos_token");
+        let id = text.and_then(|text| encoder.token_to_id(text));
+        if asked == Some(true) && id.is_none() {
+            let name = text.map_or("null", String::as_str);
+            return Err(TextError::Config(format!(
+                "`add_bos_token` is true, but `bos_token` ({name}) is no token of tokenizer.json. Name one that is."
+            )));
+        }
+        let by_encoder = id.is_some() && ids_of(encoder, "", true)?.first().copied() == id;
+        Ok(Self { id, wanted: asked.unwrap_or(by_encoder), by_encoder })
+    }
+}
+
+impl ControlTokens {
+    fn new<'a>(tokens: impl Iterator<Item = &'a tokenizers::AddedToken>) -> Result<Self, TextError> {
+        let texts: Vec<String> = tokens.map(|token| token.content.clone()).collect();
+        let finder = AhoCorasick::builder()
+            .match_kind(MatchKind::LeftmostLongest)
+            .build(&texts)
+            .map_err(|error| TextError::Tokenizer(format!("added tokens: {error}")))?;
+        Ok(Self { texts, finder })
+    }
+}
+
+/// Some vocabularies hold letters or runs of spaces as added tokens, for want of another place. Those are text.
+fn is_control(token: &tokenizers::AddedToken) -> bool {
+    let is_text = |letter: char| letter.is_alphanumeric() || letter.is_whitespace();
+    let is_one_letter = token.content.chars().nth(1).is_none();
+    !token.content.is_empty() && (token.special || !(is_one_letter || token.content.chars().all(is_text)))
+}
+
+/// `tokenizers` gives its own ids to added tokens that do not follow on the vocabulary.
+fn check_added_ids(entries: &[AddedTokenEntry], encoder: &Encoder) -> Result<(), TextError> {
+    let moved = entries.iter().find(|entry| encoder.token_to_id(&entry.content) != Some(entry.id));
+    moved.map_or(Ok(()), |entry| {
+        Err(TextError::Tokenizer(format!(
+            "added token `{}` has id {}, which does not follow on the ids before it. Number added tokens without gaps.",
+            entry.content, entry.id
+        )))
+    })
+}
+
+fn ids_of(encoder: &Encoder, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TextError> {
+    let encoding = encoder.encode_fast(text, add_special_tokens);
+    encoding.map(|encoding| encoding.get_ids().to_vec()).map_err(|error| TextError::Encode(error.to_string()))
+}
+
+pub(crate) fn read_config(bytes: Option<&[u8]>) -> Result<Map<String, Value>, TextError> {
+    let Some(bytes) = bytes else { return Ok(Map::new()) };
+    serde_json::from_slice(bytes).map_err(|error| TextError::Config(error.to_string()))
+}
+
+/// Each is a string, or an object with the string as `content`.
+pub(crate) fn special_tokens(config: &Map<String, Value>) -> SpecialTokens {
+    const NAMES: [&str; 7] =
+        ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+    let text = |name: &str| {
+        let token = config.get(name)?;
+        token.get("content").unwrap_or(token).as_str().map(|text| (name.to_owned(), text.to_owned()))
+    };
+    NAMES.into_iter().filter_map(text).collect()
+}

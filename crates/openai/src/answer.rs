@@ -1,7 +1,6 @@
 //! Answers and stream chunks.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use serde::{Serialize, Serializer};
 
 /// The outside of an answer or a chunk; `C` is a choice of its kind.
 #[derive(Debug, Clone, Serialize)]
@@ -125,7 +124,17 @@ pub struct CompletionChoice {
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     pub token_logprobs: Vec<Option<f32>>,
-    pub top_logprobs: Vec<Option<Map<String, Value>>>,
+    pub top_logprobs: Vec<Option<TokenMap>>,
     /// Code points before the token in `text`.
     pub text_offset: Vec<usize>,
+}
+
+/// An object from token to log probability, in the order of the list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TokenMap(pub Vec<(String, f32)>);
+
+impl Serialize for TokenMap {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
 }

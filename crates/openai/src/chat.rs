@@ -20,7 +20,6 @@ pub struct ChatRequest {
     /// Log probabilities of each token and of so many beside it.
     pub logprobs: Option<usize>,
     pub add_generation_prompt: bool,
-    pub add_special_tokens: bool,
     pub chat_template_kwargs: Map<String, Value>,
 }
 
@@ -35,12 +34,13 @@ impl ChatRequest {
         let max_completion_tokens = fields.int("max_completion_tokens", 1..=i64::MAX)?;
         generation.max_tokens = max_completion_tokens.or(max_tokens).map(|n| n as usize);
         generation.take_min_tokens(&mut fields)?;
+        // Either way exactly one BOS results: the template's, or the tokenizer's where it has none.
+        fields.bool("add_special_tokens")?;
         let request = Self {
             generation,
             messages,
             logprobs: take_logprobs(&mut fields)?,
             add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
-            add_special_tokens: fields.bool("add_special_tokens")?.unwrap_or(false),
             chat_template_kwargs: take_template_kwargs(&mut fields)?,
         };
         Ok(Parsed { request, ignored: fields.rest() })

@@ -17,7 +17,7 @@ mod unserved;
 
 pub use answer::{
     Answer, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
-    CompletionLogprobs, PromptTokensDetails, StopReason, TokenLogprob, TopLogprob, Usage,
+    CompletionLogprobs, PromptTokensDetails, StopReason, TokenLogprob, TokenMap, TopLogprob, Usage,
 };
 pub use chat::ChatRequest;
 pub use common::{Generation, StreamOptions};

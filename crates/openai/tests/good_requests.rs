@@ -20,7 +20,7 @@ fn defaults_are_the_documented_ones() {
     let plain = Generation { n: 1, skip_special_tokens: true, ..Generation::default() };
     let request = chat("");
     assert_eq!(request.generation, plain);
-    assert!(request.add_generation_prompt && !request.add_special_tokens);
+    assert!(request.add_generation_prompt);
     let request = completion(r#"{"prompt":"a"}"#);
     assert_eq!(request.generation, Generation { max_tokens: Some(16), ..plain });
     assert!(request.max_tokens_defaulted && request.add_special_tokens && !request.echo);

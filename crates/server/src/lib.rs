@@ -1,1 +1,25 @@
+//! The HTTP front end: OpenAI requests in, engine requests out, events folded into answers.
+//!
+//! The caller owns the socket and the stop signal ([`run`]) and loads the model while the port
+//! already answers ([`App::set_model`]). Nothing here reads flags, files or the environment.
 
+mod answers;
+mod app;
+mod auth;
+mod body;
+mod chat;
+mod completions;
+mod connection;
+mod decode;
+mod envelope;
+mod errors;
+mod logprobs;
+mod metrics;
+mod plan;
+mod routes;
+mod serve;
+mod sse;
+mod tokenize;
+
+pub use app::{App, Build, Defaults, Engine, KvCacheInfo, Options, ServedModel};
+pub use serve::run;

@@ -1,0 +1,195 @@
+//! All choices of one request, merged; and the answer they add up to.
+
+use std::pin::Pin;
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use futures::stream::{SelectAll, Stream, StreamExt, unfold};
+use openai::{Answer, Code, Error, Usage};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::app::{App, Engine, engine_dead, unix_seconds};
+use crate::decode::{Choice, Delta, Update};
+use crate::errors::{ApiError, shutting_down};
+use crate::metrics::SequenceTimer;
+use crate::plan::Plan;
+use crate::sse;
+
+type Merged = SelectAll<Pin<Box<dyn Stream<Item = (usize, Result<Update, Error>)> + Send>>>;
+
+/// What one API route makes of the pieces of an answer.
+pub(crate) trait Format: Send + Sync + 'static {
+    type Choice: Serialize + Send;
+    type Chunk: Serialize + Send;
+
+    const OBJECT: &'static str;
+    const CHUNK_OBJECT: &'static str;
+    const ID_PREFIX: &'static str;
+    /// The `service_tier` of answers, if they have the key.
+    const SERVICE_TIER: Option<Option<&'static str>>;
+    /// The field that errors of the prompt's length name.
+    const PROMPT_PARAM: &'static str;
+
+    /// Chunks that open a stream, before any text.
+    fn opening(&self, n_choices: usize) -> Vec<Self::Chunk>;
+    /// `first`: nothing has been told of this choice yet.
+    fn chunk(&self, index: usize, first: bool, delta: Delta) -> Self::Chunk;
+    fn whole(&self, index: usize, choice: Delta) -> Self::Choice;
+    /// Of the whole answer, where its format has them there.
+    fn prompt_token_ids(&self) -> Option<Vec<u32>>;
+}
+
+/// A request's choices while the engine works on them. Dropping it cancels them all.
+pub(crate) struct Answers {
+    merged: Merged,
+    pub(crate) n_choices: usize,
+    n: usize,
+    usage: Usage,
+}
+
+impl Answers {
+    /// Gives the plan's sequences to the engine: all of them, or none.
+    pub(crate) fn submit(app: &App, engine: &dyn Engine, plan: Plan) -> Result<Self, ApiError> {
+        let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len()).sum();
+        let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
+        let n = plan.n;
+        let mut choices = Vec::new();
+        for (request, decode) in plan.sequences() {
+            let timer = SequenceTimer::new(app.clone(), request.prompt.len());
+            let events = engine.submit(request).map_err(|busy| refused(app, &busy))?;
+            choices.push(Choice::new(events, decode, timer));
+        }
+        let n_choices = choices.len();
+        let stream = |(index, choice)| {
+            let next = move |mut choice: Choice| async move {
+                let update = choice.next().await?;
+                Some(((index, update), choice))
+            };
+            Box::pin(unfold(choice, next)) as Pin<Box<dyn Stream<Item = _> + Send>>
+        };
+        let merged = choices.into_iter().enumerate().map(stream).collect();
+        Ok(Self { merged, n_choices, n, usage })
+    }
+
+    /// The next piece of any choice; `None` when all are complete. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<Result<(usize, Delta), Error>> {
+        loop {
+            match self.merged.next().await? {
+                // Each prompt counts once, however many choices share it.
+                (index, Ok(Update::Started { cached_tokens })) if index % self.n == 0 => {
+                    self.usage.prompt_tokens_details.cached_tokens += cached_tokens;
+                }
+                (_, Ok(Update::Started { .. })) => {}
+                (index, Ok(Update::Delta(delta))) => {
+                    self.usage.completion_tokens += delta.tokens.len();
+                    self.usage.total_tokens += delta.tokens.len();
+                    return Some(Ok((index, delta)));
+                }
+                (_, Err(error)) => return Some(Err(error)),
+            }
+        }
+    }
+
+    /// Of what has been told so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+/// The engine did not take a request.
+fn refused(app: &App, busy: &engine::Busy) -> ApiError {
+    match busy {
+        engine::Busy::Full { max_waiting } => ApiError {
+            error: Error::new(
+                Code::ServerOverloaded,
+                format!(
+                    "{max_waiting} requests are waiting already. Send the request again after \
+                     the time in the header `Retry-After`."
+                ),
+            ),
+            retry_after_s: Some(app.metrics().drain_seconds(*max_waiting)),
+        },
+        engine::Busy::Stopped => engine_dead().into(),
+    }
+}
+
+/// What all chunks of an answer share.
+pub(crate) struct Header {
+    pub(crate) id: String,
+    pub(crate) created: u64,
+    pub(crate) model: String,
+    pub(crate) fingerprint: String,
+}
+
+impl Header {
+    pub(crate) fn new<F: Format>(model: String, fingerprint: String) -> Self {
+        let id = format!("{}-{:032x}", F::ID_PREFIX, rand::random::<u128>());
+        Self { id, created: unix_seconds(), model, fingerprint }
+    }
+
+    pub(crate) fn answer<C>(
+        &self,
+        object: &'static str,
+        service_tier: Option<Option<&'static str>>,
+        choices: Vec<C>,
+    ) -> Answer<'_, C> {
+        Answer {
+            id: &self.id,
+            object,
+            created: self.created,
+            model: &self.model,
+            choices,
+            usage: None,
+            system_fingerprint: &self.fingerprint,
+            service_tier,
+            prompt_token_ids: None,
+        }
+    }
+}
+
+/// Answers a request that the engine has taken.
+pub(crate) async fn respond<F: Format>(
+    app: &App,
+    mut answers: Answers,
+    header: Header,
+    format: F,
+    stream: Option<openai::StreamOptions>,
+) -> Result<Response, ApiError> {
+    let Some(options) = stream else {
+        return tokio::select! {
+            answer = whole(answers, header, format) => answer,
+            () = app.ending() => Err(shutting_down().into()),
+        };
+    };
+    // The first piece decides the status. One that takes long is waited for inside the stream.
+    let first = timeout(app.options().keep_alive, answers.next()).await;
+    match first {
+        Ok(Some(Err(error))) => Err(locate::<F>(error).into()),
+        Ok(first) => Ok(sse::respond(app, first, answers, header, format, options)),
+        Err(_) => Ok(sse::respond(app, None, answers, header, format, options)),
+    }
+}
+
+/// An error of the engine about the length is one of the field that holds the prompt.
+pub(crate) fn locate<F: Format>(mut error: Error) -> Error {
+    if error.code == Code::ContextLengthExceeded && error.param.is_none() {
+        error.param = Some(F::PROMPT_PARAM.to_owned());
+    }
+    error
+}
+
+/// Folds the pieces into one answer.
+async fn whole<F: Format>(mut answers: Answers, header: Header, format: F) -> Result<Response, ApiError> {
+    let mut choices = vec![Delta::default(); answers.n_choices];
+    while let Some(piece) = answers.next().await {
+        let (index, delta) = piece.map_err(locate::<F>)?;
+        choices[index].join(delta);
+    }
+    let choices = choices.into_iter().enumerate();
+    let choices = choices.map(|(index, choice)| format.whole(index, choice)).collect();
+    let mut answer = header.answer(F::OBJECT, F::SERVICE_TIER, choices);
+    answer.usage = Some(Some(answers.usage()));
+    answer.prompt_token_ids = format.prompt_token_ids();
+    Ok(Json(answer).into_response())
+}

@@ -1,0 +1,296 @@
+//! What the server is told: options at start, the model once it is loaded.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use engine::request::Request;
+use engine::{Busy, EngineHandle, Events, Snapshot};
+use openai::{Code, Error};
+use text::{ChatTemplate, Tokenizer};
+use tokio::sync::{Notify, watch};
+
+use crate::errors::shutting_down;
+use crate::metrics::Metrics;
+
+/// Unknown field names that are remembered.
+const IGNORED_MAX: usize = 256;
+
+/// Settings of the front end. All limits are bounds on what one client can cost.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Names that the model is served under; the first is the label of the metrics.
+    pub names: Vec<String>,
+    /// Empty: open to all.
+    pub api_keys: Vec<String>,
+    /// Origins allowed beside localhost; `*` allows any.
+    pub cors_origins: Vec<String>,
+    pub body_bytes_max: usize,
+    /// For the headers, and again for the body.
+    pub read_timeout: Duration,
+    /// How long a client may leave an answer unread before it is cut.
+    pub stall_timeout: Duration,
+    /// Silence in a stream before a comment is sent.
+    pub keep_alive: Duration,
+    /// How long running requests may go on after the stop signal.
+    pub grace: Duration,
+    pub build: Build,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            names: vec!["demo".into()],
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
+            body_bytes_max: 16 << 20,
+            read_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(30),
+            keep_alive: Duration::from_secs(15),
+            grace: Duration::from_secs(30),
+            build: Build::default(),
+        }
+    }
+}
+
+/// Identity of the program.
+#[derive(Debug, Clone, Default)]
+pub struct Build {
+    pub version: String,
+    pub commit: String,
+    /// Profile and target, as a person would name the build.
+    pub build: String,
+}
+
+/// The engine as the server sees it; tests put a scripted one here.
+pub trait Engine: Send + Sync {
+    /// Queues a request without waiting.
+    fn submit(&self, request: Request) -> Result<Events, Busy>;
+    fn snapshot(&self) -> Snapshot;
+}
+
+impl Engine for EngineHandle {
+    fn submit(&self, request: Request) -> Result<Events, Busy> {
+        EngineHandle::submit(self, request)
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        EngineHandle::snapshot(self)
+    }
+}
+
+/// A loaded model and all that answering for it takes.
+pub struct ServedModel {
+    pub engine: Box<dyn Engine>,
+    pub tokenizer: Arc<Tokenizer>,
+    /// `None`: the checkpoint has none, chat is refused.
+    pub chat_template: Option<Arc<ChatTemplate>>,
+    /// Ids that end an answer: of generation_config.json, config.json and the tokenizer.
+    pub eos_ids: Vec<u32>,
+    pub defaults: Defaults,
+    /// Prompt and answer together, in tokens.
+    pub context_len: usize,
+    /// Rows of the output matrix; prompt ids are below it.
+    pub vocab_size: usize,
+    /// Changes when outputs could: a hash of build, checkpoint, dtype and device.
+    pub fingerprint: String,
+    /// Requests that may wait in the engine's queue.
+    pub max_waiting: usize,
+    pub device: String,
+    pub kv_cache: KvCacheInfo,
+}
+
+/// Sampling of requests that do not say, from generation_config.json.
+#[derive(Debug, Clone, Default)]
+pub struct Defaults {
+    pub temperature: Option<f32>,
+    pub top_p: Option<f32>,
+    pub top_k: Option<usize>,
+    pub repetition_penalty: Option<f32>,
+}
+
+/// Shape of the KV pool, for the metrics.
+#[derive(Debug, Clone, Default)]
+pub struct KvCacheInfo {
+    pub block_len: usize,
+    pub n_blocks: usize,
+    pub dtype: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Serving,
+    /// New requests are refused, running ones go on.
+    Draining,
+    /// The grace period is over: what still runs ends with an error.
+    Ending,
+}
+
+/// The server's state. Clones share it.
+#[derive(Clone)]
+pub struct App(Arc<State>);
+
+struct State {
+    options: Options,
+    created: u64,
+    model: OnceLock<ServedModel>,
+    /// Share of the loading that is done, in thousandths.
+    loaded: AtomicU32,
+    phase: watch::Sender<Phase>,
+    open_requests: AtomicUsize,
+    idle: Notify,
+    metrics: Metrics,
+    /// Unknown field names that the log has seen.
+    ignored: Mutex<HashSet<String>>,
+}
+
+impl App {
+    pub fn new(options: Options) -> Self {
+        let metrics = Metrics::new(options.names.first().map_or("", String::as_str));
+        Self(Arc::new(State {
+            metrics,
+            options,
+            created: unix_seconds(),
+            model: OnceLock::new(),
+            loaded: AtomicU32::new(0),
+            phase: watch::Sender::new(Phase::Serving),
+            open_requests: AtomicUsize::new(0),
+            idle: Notify::new(),
+            ignored: Mutex::default(),
+        }))
+    }
+
+    /// Share of the loading that is done, from 0 to 1; `/health` tells it.
+    pub fn set_progress(&self, share: f32) {
+        self.0.loaded.store((share.clamp(0.0, 1.0) * 1000.0) as u32, Ordering::Relaxed);
+    }
+
+    /// Opens the service. Only the first model counts.
+    pub fn set_model(&self, model: ServedModel) {
+        self.0.metrics.set_model(&self.0.options.build, &model);
+        if self.0.model.set(model).is_err() {
+            tracing::warn!("a model is served already; the second one is ignored");
+        }
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.0.options
+    }
+
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.0.metrics
+    }
+
+    /// Unix seconds of the start.
+    pub(crate) fn created(&self) -> u64 {
+        self.0.created
+    }
+
+    pub(crate) fn progress(&self) -> f32 {
+        self.0.loaded.load(Ordering::Relaxed) as f32 / 1000.0
+    }
+
+    pub(crate) fn model(&self) -> Option<&ServedModel> {
+        self.0.model.get()
+    }
+
+    /// The model, if a new request may be given to it now.
+    pub(crate) fn ready_model(&self) -> Result<&ServedModel, Error> {
+        if self.phase() != Phase::Serving {
+            return Err(shutting_down());
+        }
+        let model = self.model().ok_or_else(|| {
+            Error::new(
+                Code::ModelLoading,
+                "The model is still loading. Send the request again in a few seconds.",
+            )
+        })?;
+        if !model.engine.snapshot().alive {
+            return Err(engine_dead());
+        }
+        Ok(model)
+    }
+
+    /// The name that `requested` is answered under.
+    pub(crate) fn served_name(&self, requested: Option<&str>) -> Result<String, Error> {
+        let names = &self.0.options.names;
+        let Some(requested) = requested else {
+            return Ok(names.first().cloned().unwrap_or_default());
+        };
+        if names.iter().any(|name| name == requested) {
+            return Ok(requested.to_owned());
+        }
+        let shown: String = requested.chars().take(128).collect();
+        Err(Error::at(
+            Code::ModelNotFound,
+            "model",
+            format!("The model `{shown}` does not exist. Served here: {}.", names.join(", ")),
+        ))
+    }
+
+    /// Logs each unknown field once, for as many names as the memory of them is bounded to.
+    pub(crate) fn note_ignored(&self, names: &[String]) {
+        let Ok(mut seen) = self.0.ignored.lock() else { return };
+        for name in names {
+            let name: String = name.chars().take(64).collect();
+            if seen.len() < IGNORED_MAX && seen.insert(name.clone()) {
+                tracing::warn!(name, "a request has a field that this server does not know; it is ignored");
+            }
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        *self.0.phase.borrow()
+    }
+
+    pub(crate) fn set_phase(&self, phase: Phase) {
+        self.0.phase.send_replace(phase);
+    }
+
+    /// Returns when the grace period is over.
+    pub(crate) async fn ending(&self) {
+        let mut phase = self.0.phase.subscribe();
+        // The sender lives as long as `self`, so that waiting cannot fail.
+        let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+    }
+
+    /// Counts an HTTP request until the guard, held by its response's body, is dropped.
+    pub(crate) fn open_request(&self) -> OpenRequest {
+        self.0.open_requests.fetch_add(1, Ordering::SeqCst);
+        OpenRequest(self.clone())
+    }
+
+    /// Returns when no request is open.
+    pub(crate) async fn idle(&self) {
+        loop {
+            let changed = self.0.idle.notified();
+            if self.0.open_requests.load(Ordering::SeqCst) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+pub(crate) struct OpenRequest(App);
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let state = &self.0.0;
+        if state.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
+            state.idle.notify_waiters();
+        }
+    }
+}
+
+pub(crate) fn engine_dead() -> Error {
+    Error::new(
+        Code::EngineDead,
+        "The engine has stopped after a fault and must be restarted. The log has the cause.",
+    )
+}
+
+pub(crate) fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

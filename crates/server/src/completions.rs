@@ -1,0 +1,115 @@
+//! `POST /v1/completions`.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::response::Response;
+use openai::{CompletionChoice, CompletionRequest, Error, Prompt};
+
+use crate::answers::{Answers, Format, Header, respond};
+use crate::app::{App, ServedModel};
+use crate::body;
+use crate::decode::Delta;
+use crate::errors::{ApiError, internal};
+use crate::logprobs::TokenNames;
+use crate::plan::{Asked, Plan};
+
+pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+    app.ready_model()?;
+    let body = body::read(&app, request).await?;
+    let model = app.ready_model()?;
+    let parsed = CompletionRequest::parse(&body, model.vocab_size)?;
+    app.note_ignored(&parsed.ignored);
+    let CompletionRequest { generation, prompts, max_tokens_defaulted, logprobs, echo, add_special_tokens } =
+        parsed.request;
+    let name = app.served_name(generation.model.as_deref())?;
+    let prompts = {
+        let app = app.clone();
+        crate::tokenize::off_thread(body.len(), move || {
+            let model = app.model().ok_or_else(|| internal("the model is gone"))?;
+            encode(model, prompts, add_special_tokens)
+        })
+        .await?
+    };
+    let asked =
+        Asked { param: Completion::PROMPT_PARAM, prompts, logprobs, echo, may_cut: max_tokens_defaulted };
+    let plan = Plan::new(model, &generation, asked)?;
+    app.metrics().observe_params(plan.n, plan.max_tokens);
+    let format = Completion {
+        names: TokenNames {
+            tokenizer: model.tokenizer.clone(),
+            as_ids: generation.return_tokens_as_token_ids,
+        },
+        logprobs: logprobs.is_some(),
+        return_token_ids: generation.return_token_ids,
+        prompts: plan.prompts.clone(),
+        n: plan.n,
+    };
+    let header = Header::new::<Completion>(name, model.fingerprint.clone());
+    let answers = Answers::submit(&app, &*model.engine, plan)?;
+    respond(&app, answers, header, format, generation.stream).await
+}
+
+fn encode(
+    model: &ServedModel,
+    prompts: Vec<Prompt>,
+    add_special_tokens: bool,
+) -> Result<Vec<Vec<u32>>, Error> {
+    let ids = |prompt| match prompt {
+        Prompt::Ids(ids) => Ok(ids),
+        Prompt::Text(text) => crate::tokenize::encode_text(model, &text, add_special_tokens),
+    };
+    prompts.into_iter().map(ids).collect()
+}
+
+/// The completion format: pieces and answers look alike.
+struct Completion {
+    names: TokenNames,
+    logprobs: bool,
+    return_token_ids: bool,
+    prompts: Vec<Arc<Vec<u32>>>,
+    /// Choices a prompt.
+    n: usize,
+}
+
+impl Format for Completion {
+    type Choice = CompletionChoice;
+    type Chunk = CompletionChoice;
+
+    const OBJECT: &'static str = "text_completion";
+    const CHUNK_OBJECT: &'static str = "text_completion";
+    const ID_PREFIX: &'static str = "cmpl";
+    const SERVICE_TIER: Option<Option<&'static str>> = None;
+    const PROMPT_PARAM: &'static str = "prompt";
+
+    fn opening(&self, _n_choices: usize) -> Vec<CompletionChoice> {
+        Vec::new()
+    }
+
+    fn chunk(&self, index: usize, first: bool, delta: Delta) -> CompletionChoice {
+        let scored = !(delta.prompt.is_empty() && delta.tokens.is_empty());
+        let mut choice = self.whole(index, delta);
+        choice.logprobs = choice.logprobs.filter(|_| scored);
+        choice.prompt_token_ids = choice.prompt_token_ids.filter(|_| first);
+        choice
+    }
+
+    fn whole(&self, index: usize, choice: Delta) -> CompletionChoice {
+        let tokens = || choice.prompt.iter().chain(&choice.tokens);
+        let ids = || choice.tokens.iter().map(|token| token.id).collect();
+        let prompt = || self.prompts[index / self.n].to_vec();
+        CompletionChoice {
+            index,
+            logprobs: self.logprobs.then(|| self.names.completion(tokens())),
+            prompt_token_ids: self.return_token_ids.then(prompt),
+            token_ids: self.return_token_ids.then(ids),
+            text: choice.text,
+            finish_reason: choice.finish.as_ref().map(|finish| finish.as_str()),
+            stop_reason: choice.finish.and_then(|finish| finish.stop),
+        }
+    }
+
+    fn prompt_token_ids(&self) -> Option<Vec<u32>> {
+        None
+    }
+}

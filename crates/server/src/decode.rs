@@ -1,0 +1,275 @@
+//! One choice: engine events in, deltas out. Whole answers and streams both come from here.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use engine::Events;
+use engine::request::{End, Event, FinishReason, Logprobs, Token};
+use openai::{Error, StopReason};
+use text::{Detokenizer, StopOutcome, StopStrings, Tokenizer};
+
+use crate::errors::internal;
+use crate::metrics::{Finished, SequenceTimer};
+
+/// A token with what answers tell about it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ScoredToken {
+    pub(crate) id: u32,
+    /// Code points before it in the choice's text, its stop string included.
+    pub(crate) text_offset: usize,
+    pub(crate) logprobs: Option<Logprobs>,
+}
+
+/// A piece of a choice. Its pieces, [joined](Delta::join), are the whole choice.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Delta {
+    pub(crate) text: String,
+    /// With `echo`: the prompt's tokens.
+    pub(crate) prompt: Vec<ScoredToken>,
+    /// Generated tokens, EOS and stop ids included.
+    pub(crate) tokens: Vec<ScoredToken>,
+    /// In the last piece, which has no text.
+    pub(crate) finish: Option<Finish>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Finish {
+    pub(crate) reason: FinishReason,
+    pub(crate) stop: Option<StopReason>,
+}
+
+impl Finish {
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self.reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }
+    }
+}
+
+impl Delta {
+    pub(crate) fn join(&mut self, next: Self) {
+        self.text.push_str(&next.text);
+        self.prompt.extend(next.prompt);
+        self.tokens.extend(next.tokens);
+        self.finish = next.finish.or(self.finish.take());
+    }
+}
+
+/// What a choice tells.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Update {
+    Started { cached_tokens: usize },
+    Delta(Delta),
+}
+
+/// How the text of a choice is made and ended.
+#[derive(Clone)]
+pub(crate) struct DecodeOptions {
+    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) skip_special_tokens: bool,
+    pub(crate) stop: Vec<String>,
+    /// End the answer and stay out of its text.
+    pub(crate) eos_ids: Vec<u32>,
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// What stopped the answer stays in its text; an EOS never does.
+    pub(crate) include_stop: bool,
+    /// Text of so many tokens is not searched for stop strings.
+    pub(crate) min_tokens: usize,
+    /// The prompt stands before the answer.
+    pub(crate) echo: Option<Arc<Vec<u32>>>,
+}
+
+/// Turns tokens into text, pure and step by step.
+struct Decoder {
+    options: DecodeOptions,
+    detokenizer: Detokenizer,
+    stops: StopStrings,
+    /// Code points decoded so far, those held back included.
+    n_chars: usize,
+    n_tokens: usize,
+    /// Not yet told: tokens whose text is held back, and text that is free to go.
+    pending: Delta,
+    stopped: Option<Option<StopReason>>,
+}
+
+impl Decoder {
+    fn new(options: DecodeOptions) -> Self {
+        let tokenizer = options.tokenizer.clone();
+        Self {
+            detokenizer: Detokenizer::new(tokenizer, options.skip_special_tokens),
+            stops: StopStrings::new(options.stop.clone(), options.include_stop),
+            options,
+            n_chars: 0,
+            n_tokens: 0,
+            pending: Delta::default(),
+            stopped: None,
+        }
+    }
+
+    /// Puts the prompt before the answer. `scores` belong to its second token and those after.
+    fn echo(&mut self, scores: Vec<Logprobs>) {
+        let Some(prompt) = self.options.echo.clone() else { return };
+        let mut scores = scores.into_iter().map(Some);
+        for (i, &id) in prompt.iter().enumerate() {
+            let logprobs = if i == 0 { None } else { scores.next().flatten() };
+            self.pending.prompt.push(ScoredToken { id, text_offset: self.n_chars, logprobs });
+            let text = self.detokenizer.push(id);
+            self.n_chars += text.chars().count();
+            self.pending.text.push_str(&text);
+        }
+    }
+
+    fn token(&mut self, token: Token) {
+        let Token { id, logprobs } = token;
+        self.n_tokens += 1;
+        self.pending.tokens.push(ScoredToken { id, text_offset: self.n_chars, logprobs });
+        let eos = self.options.eos_ids.contains(&id);
+        if eos || self.options.stop_token_ids.contains(&id) {
+            self.stopped = Some((!eos).then_some(StopReason::Id(id)));
+            if eos || !self.options.include_stop {
+                return;
+            }
+        }
+        let text = self.detokenizer.push(id);
+        self.text(&text);
+    }
+
+    /// Takes decoded text, up to the first stop string.
+    fn text(&mut self, text: &str) {
+        self.n_chars += text.chars().count();
+        if self.n_tokens <= self.options.min_tokens {
+            self.pending.text.push_str(text);
+            return;
+        }
+        let outcome = self.stops.push(text);
+        self.searched(outcome);
+    }
+
+    fn searched(&mut self, outcome: StopOutcome) {
+        self.pending.text.push_str(&outcome.text);
+        if let Some(stop) = outcome.matched.and_then(|stop| self.options.stop.get(stop)) {
+            self.stopped = Some(Some(StopReason::Text(stop.clone())));
+        }
+    }
+
+    fn stopped_by_text(&self) -> bool {
+        matches!(self.stopped, Some(Some(StopReason::Text(_))))
+    }
+
+    /// What can be told now.
+    fn take(&mut self) -> Option<Delta> {
+        let told = !self.pending.text.is_empty();
+        told.then(|| std::mem::take(&mut self.pending))
+    }
+
+    /// The last pieces. Nothing may come after a stop string, so nothing held back is released.
+    fn end(&mut self, reason: FinishReason) -> (Option<Delta>, Delta) {
+        if !self.stopped_by_text() {
+            let tail = self.detokenizer.finish();
+            self.text(&tail);
+        }
+        if !self.stopped_by_text() {
+            let outcome = self.stops.finish();
+            self.searched(outcome);
+        }
+        let last = self.take();
+        let reason = if self.stopped.is_some() { FinishReason::Stop } else { reason };
+        let mut finish = std::mem::take(&mut self.pending);
+        finish.finish = Some(Finish { reason, stop: self.stopped.take().flatten() });
+        (last, finish)
+    }
+}
+
+/// A choice on its way. Dropping it cancels the engine's work.
+pub(crate) struct Choice {
+    events: Option<Events>,
+    decoder: Decoder,
+    timer: SequenceTimer,
+    scores: Vec<Logprobs>,
+    echoed: bool,
+    ready: VecDeque<Update>,
+}
+
+impl Choice {
+    pub(crate) fn new(events: Events, options: DecodeOptions, timer: SequenceTimer) -> Self {
+        Self {
+            events: Some(events),
+            decoder: Decoder::new(options),
+            timer,
+            scores: Vec::new(),
+            echoed: false,
+            ready: VecDeque::new(),
+        }
+    }
+
+    /// The next update; `None` after the one that finishes. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Option<Result<Update, Error>> {
+        loop {
+            if let Some(update) = self.ready.pop_front() {
+                return Some(Ok(update));
+            }
+            let event = self.events.as_mut()?.recv().await;
+            if let Err(error) = self.take(event) {
+                self.events = None;
+                self.timer.finish(Finished::Error);
+                return Some(Err(error));
+            }
+        }
+    }
+
+    fn take(&mut self, event: Option<Event>) -> Result<(), Error> {
+        match event {
+            Some(Event::Started { cached_tokens }) => {
+                self.timer.started();
+                self.ready.push_back(Update::Started { cached_tokens });
+            }
+            Some(Event::Prompt(scores)) => self.scores.extend(scores),
+            Some(Event::Tokens(tokens)) => self.tokens(tokens),
+            Some(Event::End(End::Finished(reason))) => self.finish(reason),
+            Some(Event::End(End::Rejected(reason))) => return Err(rejected(&reason)),
+            Some(Event::End(End::Failed(cause))) => return Err(internal(&cause)),
+            None => return Err(internal("the engine left without an end")),
+        }
+        Ok(())
+    }
+
+    fn echo(&mut self) {
+        if !std::mem::replace(&mut self.echoed, true) {
+            self.decoder.echo(std::mem::take(&mut self.scores));
+        }
+    }
+
+    fn tokens(&mut self, tokens: Vec<Token>) {
+        self.echo();
+        for token in tokens {
+            self.timer.token();
+            self.decoder.token(token);
+            if self.decoder.stopped_by_text() {
+                // The engine knows no text: it is told to stop by hanging up.
+                return self.finish(FinishReason::Stop);
+            }
+        }
+        self.ready.extend(self.decoder.take().map(Update::Delta));
+    }
+
+    fn finish(&mut self, reason: FinishReason) {
+        self.echo();
+        let (last, finish) = self.decoder.end(reason);
+        self.timer.finish(match finish.finish.as_ref().map(|finish| finish.reason) {
+            Some(FinishReason::Stop) => Finished::Stop,
+            _ => Finished::Length,
+        });
+        self.ready.extend(last.map(Update::Delta));
+        self.ready.push_back(Update::Delta(finish));
+        self.events = None;
+    }
+}
+
+/// The engine has checked what the edge could not: whether the KV pool can ever hold the request.
+fn rejected(reason: &str) -> Error {
+    let mut letters = reason.chars();
+    let capital = letters.next().map(|first| first.to_uppercase().to_string());
+    let message = format!("{}{}.", capital.unwrap_or_default(), letters.as_str());
+    Error::new(openai::Code::ContextLengthExceeded, message)
+}

@@ -1,0 +1,150 @@
+//! What the engine is asked to do for one API request.
+
+use std::sync::Arc;
+
+use engine::request::{Request, Sampling};
+use openai::{Error, Generation};
+
+use crate::app::ServedModel;
+use crate::decode::DecodeOptions;
+
+/// Below it a temperature is greedy: dividing logits by it would overflow.
+const TEMPERATURE_MIN: f32 = 1e-5;
+
+/// Prompts as ids, and how to go on from each. Lengths are checked.
+pub(crate) struct Plan {
+    pub(crate) prompts: Vec<Arc<Vec<u32>>>,
+    /// Choices a prompt.
+    pub(crate) n: usize,
+    /// As the metrics count it: the longest answer that was allowed.
+    pub(crate) max_tokens: usize,
+    budgets: Vec<usize>,
+    template: Request,
+    decode: DecodeOptions,
+    echo: bool,
+}
+
+/// What chat and completions say each in their own way.
+pub(crate) struct Asked {
+    /// `messages` or `prompt`, for errors.
+    pub(crate) param: &'static str,
+    pub(crate) prompts: Vec<Vec<u32>>,
+    pub(crate) logprobs: Option<usize>,
+    pub(crate) echo: bool,
+    /// `max_tokens` may be cut to what is left of the context.
+    pub(crate) may_cut: bool,
+}
+
+impl Plan {
+    pub(crate) fn new(model: &ServedModel, generation: &Generation, asked: Asked) -> Result<Self, Error> {
+        let budget = |prompt: &Vec<u32>| budget(model.context_len, generation, &asked, prompt.len());
+        let budgets = asked.prompts.iter().map(budget).collect::<Result<Vec<_>, _>>()?;
+        let eos_ids = if generation.ignore_eos { Vec::new() } else { model.eos_ids.clone() };
+        let mut stop_ids = eos_ids.clone();
+        stop_ids.extend(&generation.stop_token_ids);
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        let decode = DecodeOptions {
+            tokenizer: model.tokenizer.clone(),
+            skip_special_tokens: generation.skip_special_tokens,
+            stop: generation.stop.clone(),
+            eos_ids,
+            stop_token_ids: generation.stop_token_ids.clone(),
+            include_stop: generation.include_stop_str_in_output,
+            min_tokens: generation.min_tokens,
+            echo: None,
+        };
+        let template = Request {
+            prompt: Vec::new(),
+            max_new_tokens: 0,
+            min_new_tokens: generation.min_tokens,
+            stop_ids,
+            sampling: sampling(model, generation),
+            logprobs: asked.logprobs,
+            prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
+        };
+        Ok(Self {
+            n: generation.n,
+            max_tokens: budgets.iter().copied().max().unwrap_or(0),
+            budgets,
+            template,
+            decode,
+            echo: asked.echo,
+            prompts: asked.prompts.into_iter().map(Arc::new).collect(),
+        })
+    }
+
+    /// A request and its decoding for each choice, by prompt and then by sample.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = (Request, DecodeOptions)> + '_ {
+        let prompts = self.prompts.iter().zip(&self.budgets);
+        prompts.flat_map(move |(prompt, &max_new_tokens)| {
+            (0..self.n as u64).map(move |choice| {
+                let mut request = self.template.clone();
+                request.prompt.clone_from(prompt);
+                request.max_new_tokens = max_new_tokens;
+                request.sampling.choice = choice;
+                let mut decode = self.decode.clone();
+                decode.echo = self.echo.then(|| Arc::clone(prompt));
+                (request, decode)
+            })
+        })
+    }
+}
+
+/// Tokens that may be generated after a prompt of `prompt_len`.
+fn budget(
+    context_len: usize,
+    generation: &Generation,
+    asked: &Asked,
+    prompt_len: usize,
+) -> Result<usize, Error> {
+    if prompt_len == 0 {
+        return Err(Error::value(
+            asked.param,
+            format!("`{}` has no tokens; it needs at least one.", asked.param),
+        ));
+    }
+    let requested = generation.max_tokens;
+    let too_long =
+        |answer_len: usize| Error::context_length(asked.param, context_len, prompt_len, answer_len);
+    if prompt_len >= context_len {
+        return Err(too_long(requested.unwrap_or(1).max(1)));
+    }
+    let left = context_len - prompt_len;
+    let budget = match requested {
+        Some(most) if most <= left => most,
+        Some(_) if asked.may_cut => left,
+        None => left,
+        Some(most) => return Err(too_long(most)),
+    };
+    if generation.min_tokens > budget {
+        return Err(Error::value(
+            "min_tokens",
+            format!(
+                "`min_tokens` is {}, but only {budget} tokens are left of the context. Lower it \
+                 or shorten the prompt.",
+                generation.min_tokens
+            ),
+        ));
+    }
+    Ok(budget)
+}
+
+fn sampling(model: &ServedModel, generation: &Generation) -> Sampling {
+    let defaults = &model.defaults;
+    let temperature = generation.temperature.or(defaults.temperature).unwrap_or(1.0);
+    let top_k = generation.top_k.or(defaults.top_k).unwrap_or(0);
+    Sampling {
+        temperature: if temperature < TEMPERATURE_MIN { 0.0 } else { temperature },
+        top_p: generation.top_p.or(defaults.top_p).unwrap_or(1.0),
+        // More than the vocabulary has is no limit.
+        top_k: if top_k >= model.vocab_size { 0 } else { top_k },
+        min_p: generation.min_p,
+        presence_penalty: generation.presence_penalty,
+        frequency_penalty: generation.frequency_penalty,
+        repetition_penalty: generation.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
+        logit_bias: generation.logit_bias.clone(),
+        seed: generation.seed.map(i64::cast_unsigned),
+        choice: 0,
+    }
+}

@@ -1,0 +1,139 @@
+//! Which path is answered by what.
+
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use axum::{Json, Router, middleware};
+use openai::{Code, Error, Model, ModelList};
+use serde_json::json;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::app::{App, Phase};
+use crate::errors::ApiError;
+use crate::{auth, chat, completions, envelope, tokenize};
+
+pub(crate) fn router(app: &App) -> Router {
+    Router::new()
+        .route("/v1/chat/completions", post(chat::answer))
+        .route("/v1/completions", post(completions::answer))
+        .route("/v1/embeddings", any(embeddings))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(health))
+        .route("/ready", get(ready))
+        .route("/version", get(version))
+        .route("/metrics", get(metrics))
+        .fallback(unknown_url)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), auth::check_key))
+        .layer(CatchPanicLayer::custom(envelope::panicked))
+        .layer(middleware::from_fn_with_state(app.clone(), envelope::record))
+        .layer(auth::cors(app))
+        .layer(middleware::from_fn(envelope::identify))
+        .with_state(app.clone())
+}
+
+async fn unknown_url(request: Request) -> ApiError {
+    let path: String = request.uri().path().chars().take(200).collect();
+    let method = request.method();
+    Error::new(
+        Code::UnknownUrl,
+        format!("There is nothing at {method} {path}. Look for a missing or doubled `/v1`."),
+    )
+    .into()
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    Error::new(
+        Code::MethodNotAllowed,
+        format!(
+            "{} is not allowed at {}. Use a method that the header `Allow` names.",
+            request.method(),
+            request.uri().path()
+        ),
+    )
+    .into()
+}
+
+async fn embeddings(State(app): State<App>) -> ApiError {
+    let name = app.options().names.first().map_or("The model", String::as_str);
+    Error::new(
+        Code::UnsupportedEndpoint,
+        format!("{name} generates text; it has no embedding head. Use an embedding model."),
+    )
+    .into()
+}
+
+fn model_entry(app: &App, id: &str) -> Model {
+    Model {
+        id: id.to_owned(),
+        object: "model",
+        created: app.created(),
+        owned_by: "strait",
+        max_model_len: app.model().map_or(0, |model| model.context_len),
+        root: app.options().names.first().cloned().unwrap_or_default(),
+        parent: None,
+    }
+}
+
+async fn models(State(app): State<App>) -> Json<ModelList> {
+    let data = app.options().names.iter().map(|name| model_entry(&app, name)).collect();
+    Json(ModelList { object: "list", data })
+}
+
+async fn model(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+    let name = app.served_name(Some(&id))?;
+    Ok(Json(model_entry(&app, &name)))
+}
+
+/// Alive: the engine runs, whether or not new requests are taken.
+async fn health(State(app): State<App>) -> Response {
+    match app.model() {
+        None => loading(&app),
+        Some(model) if !model.engine.snapshot().alive => {
+            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "dead"}))).into_response()
+        }
+        Some(_) => Json(json!({"status": "ok"})).into_response(),
+    }
+}
+
+/// Ready: a new request would be taken.
+async fn ready(State(app): State<App>) -> Response {
+    let Some(model) = app.model() else { return loading(&app) };
+    let now = model.engine.snapshot();
+    let status = if app.phase() != Phase::Serving {
+        "draining"
+    } else if !now.alive {
+        "dead"
+    } else if now.waiting >= model.max_waiting as u64 {
+        "full"
+    } else {
+        return Json(json!({"status": "ready"})).into_response();
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()
+}
+
+fn loading(app: &App) -> Response {
+    let body = json!({"status": "loading", "progress": app.progress()});
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], Json(body)).into_response()
+}
+
+async fn version(State(app): State<App>) -> Json<serde_json::Value> {
+    let build = &app.options().build;
+    let device = app.model().map(|model| model.device.as_str());
+    Json(json!({
+        "version": build.version,
+        "commit": build.commit,
+        "build": build.build,
+        "device": device,
+    }))
+}
+
+async fn metrics(State(app): State<App>) -> Result<Response, ApiError> {
+    let snapshot = app.model().map(|model| model.engine.snapshot());
+    let text = app.metrics().render(snapshot.as_ref())?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}

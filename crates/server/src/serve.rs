@@ -1,0 +1,127 @@
+//! Accepting connections, and ending in good order.
+
+use std::convert::Infallible;
+use std::future::{Future, pending};
+use std::io;
+use std::pin::pin;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Request, Response, Version};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::app::{App, Phase};
+use crate::connection::{HeldBody, Liveness, Socket};
+
+/// After the grace period: time for the last errors to reach their clients.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Pause after a failed accept (no file descriptors left): nothing else would slow the loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Serves until `shutdown` resolves, then lets running requests finish within the grace period.
+///
+/// While they finish, the port still answers: new requests hear 503.
+pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    let router = crate::routes::router(&app);
+    let (closing, _) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    let mut deadline: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), app.clone(), closing.subscribe()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection could not be accepted");
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = &mut shutdown, if deadline.is_none() => {
+                tracing::info!("draining: no new requests, running ones go on");
+                app.set_phase(Phase::Draining);
+                deadline = Some(Instant::now() + app.options().grace);
+            }
+            () = app.idle(), if deadline.is_some() => break,
+            () = at(deadline) => {
+                tracing::warn!("the grace period is over, ending what still runs");
+                break;
+            }
+        }
+    }
+    app.set_phase(Phase::Ending);
+    drop(listener);
+    // Without an answer within this time a client is cut.
+    let _ = timeout(LAST_WORDS, app.idle()).await;
+    closing.send_replace(true);
+    let _ = timeout(LAST_WORDS, async { while connections.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+async fn at(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// One client, from its first request to its last.
+async fn connection(stream: TcpStream, router: Router, app: App, mut closing: watch::Receiver<bool>) {
+    // Each event of a stream leaves at once.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY refused");
+    }
+    let liveness = Liveness::default();
+    let socket = Socket::new(stream, liveness.clone(), app.options().stall_timeout);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(app.options().read_timeout);
+    let service = service_fn(|request| answer(request, &router, &app, &liveness));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = until_set(&mut closing) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+async fn until_set(flag: &mut watch::Receiver<bool>) {
+    // An error means that `run` has returned: that closes connections too.
+    let _ = flag.wait_for(|set| *set).await;
+}
+
+fn answer(
+    mut request: Request<Incoming>,
+    router: &Router,
+    app: &App,
+    liveness: &Liveness,
+) -> impl Future<Output = Result<Response<HeldBody<crate::app::OpenRequest>>, Infallible>> + use<> {
+    let liveness = liveness.clone();
+    liveness.request_started(request.version() == Version::HTTP_11);
+    if request.body().is_end_stream() {
+        liveness.request_complete();
+    }
+    request.extensions_mut().insert(liveness.clone());
+    let guard = app.open_request();
+    let router = router.clone();
+    async move {
+        // The router is always ready and never fails.
+        let Ok(response) = TowerToHyperService::new(router).call(request).await;
+        Ok(response.map(|body| HeldBody { body, liveness, _guard: guard }))
+    }
+}

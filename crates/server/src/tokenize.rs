@@ -1,0 +1,117 @@
+//! Text to ids and back: for prompts, and as `POST /tokenize` and `POST /detokenize`.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use openai::{
+    Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput, TokenizeRequest,
+};
+use serde_json::{Map, Value};
+use text::{ChatInput, TextError};
+
+use crate::app::{App, ServedModel};
+use crate::body;
+use crate::errors::{ApiError, internal};
+
+/// Bodies of more bytes are encoded off the threads that serve others.
+const LONG_BODY: usize = 32 << 10;
+
+/// Runs `work` here if the body was short, else on a thread that may take its time.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    body_len: usize,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    if body_len <= LONG_BODY {
+        return work();
+    }
+    let span = tracing::Span::current();
+    let work = tokio::task::spawn_blocking(move || span.in_scope(work));
+    work.await.unwrap_or_else(|error| Err(internal(&error.to_string())))
+}
+
+/// Ids of plain text.
+pub(crate) fn encode_text(
+    model: &ServedModel,
+    text: &str,
+    add_special_tokens: bool,
+) -> Result<Vec<u32>, Error> {
+    model.tokenizer.encode(text, add_special_tokens).map_err(|error| internal(&error.to_string()))
+}
+
+/// Ids of a conversation, as the checkpoint's template writes it.
+pub(crate) fn encode_chat(
+    model: &ServedModel,
+    messages: &[Message],
+    add_generation_prompt: bool,
+    kwargs: &Map<String, Value>,
+) -> Result<Vec<u32>, Error> {
+    let template = model.chat_template.as_ref().ok_or_else(no_template)?;
+    let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
+    let messages = messages.map_err(|error| internal(&error.to_string()))?;
+    let input = ChatInput { messages: &messages, tools: None, add_generation_prompt, kwargs };
+    text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
+        TextError::Raised(_) | TextError::Render(_) | TextError::TooManySteps | TextError::TooLong { .. } => {
+            Error::value("messages", error.to_string())
+        }
+        TextError::Reserved(_) => Error::value("chat_template_kwargs", error.to_string()),
+        fault => internal(&fault.to_string()),
+    })
+}
+
+fn no_template() -> Error {
+    Error::at(
+        Code::UnsupportedValue,
+        "messages",
+        "This checkpoint has no chat template. Add one to its directory (chat_template.jinja or \
+         tokenizer_config.json), or send a plain prompt to /v1/completions.",
+    )
+}
+
+pub(crate) async fn tokenize(
+    State(app): State<App>,
+    request: Request,
+) -> Result<Json<TokenizeAnswer>, ApiError> {
+    app.ready_model()?;
+    let body = body::read(&app, request).await?;
+    let parsed = TokenizeRequest::parse(&body)?;
+    app.note_ignored(&parsed.ignored);
+    app.served_name(parsed.request.model.as_deref())?;
+    let answer = off_thread(body.len(), move || {
+        let model = app.model().ok_or_else(|| internal("the model is gone"))?;
+        tokenize_with(model, &parsed.request)
+    });
+    Ok(Json(answer.await?))
+}
+
+fn tokenize_with(model: &ServedModel, request: &TokenizeRequest) -> Result<TokenizeAnswer, Error> {
+    let special = request.add_special_tokens;
+    let tokens = match &request.input {
+        TokenizeInput::Text(text) => encode_text(model, text, special)?,
+        TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs } => {
+            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs)?
+        }
+    };
+    let text = |&id: &u32| model.tokenizer.token_text(id);
+    Ok(TokenizeAnswer {
+        count: tokens.len(),
+        max_model_len: model.context_len,
+        token_strs: request.return_token_strs.then(|| tokens.iter().map(text).collect()),
+        tokens,
+    })
+}
+
+pub(crate) async fn detokenize(
+    State(app): State<App>,
+    request: Request,
+) -> Result<Json<DetokenizeAnswer>, ApiError> {
+    let vocab_size = app.ready_model()?.vocab_size;
+    let body = body::read(&app, request).await?;
+    let parsed = DetokenizeRequest::parse(&body, vocab_size)?;
+    app.note_ignored(&parsed.ignored);
+    app.served_name(parsed.request.model.as_deref())?;
+    let answer = off_thread(body.len(), move || {
+        let model = app.model().ok_or_else(|| internal("the model is gone"))?;
+        let prompt = model.tokenizer.decode(&parsed.request.tokens, false);
+        Ok(DetokenizeAnswer { prompt })
+    });
+    Ok(Json(answer.await?))
+}

@@ -63,7 +63,7 @@ fn is_answer(message: &Value) -> bool {
     message.get("role").and_then(Value::as_str) == Some("assistant")
 }
 
-/// The first two planes of private-use letters that hold nothing but such letters.
+/// Planes 15 and 16 hold nothing but private-use letters.
 fn is_stand_in(letter: char) -> bool {
     letter >= '\u{F0000}'
 }

@@ -18,3 +18,10 @@ pub use error::TextError;
 pub use stop::{StopOutcome, StopStrings};
 pub use template::{ChatInput, ChatTemplate, Rendered};
 pub use tokenizer::{SpecialTokens, Tokenizer};
+
+/// Both are shared between threads.
+const _: fn() = || {
+    fn shared<T: Send + Sync>() {}
+    shared::<Tokenizer>();
+    shared::<ChatTemplate>();
+};

@@ -230,6 +230,17 @@ mod tests {
     }
 
     #[test]
+    fn a_match_is_told_as_soon_as_it_is_certain() {
+        let told = |stops: &[&str], pieces: &[&str]| {
+            let mut search = StopStrings::new(stops.iter().map(|s| s.to_string()).collect(), false);
+            pieces.iter().map(|piece| search.push(piece).matched).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&["END"], &["E", "ND", "x"]), [None, Some(0), Some(0)]);
+        assert_eq!(told(&["ab", "abc"], &["ab", "x"]), [None, Some(0)]);
+        assert_eq!(told(&["bc", "abcd"], &["abc", "d"]), [None, Some(1)]);
+    }
+
+    #[test]
     fn the_match_may_stay() {
         assert_eq!(run(&["END"], &["one E", "ND two"], true).0.concat(), "one END");
         assert_eq!(run(&["ab", "abc"], &["xab", "d"], true).0.concat(), "xab");

@@ -247,3 +247,33 @@ fn typed_tokens_encode_as_their_letters() {
     let texts: Vec<String> = ids[2..ids.len() - 3].iter().map(|&id| r1.token_text(id)).collect();
     assert_eq!(texts, shift(plain));
 }
+
+/// r1 with another vocabulary: `ü` is an added token for want of another place, `<think>` also a word of the model.
+#[test]
+fn odd_vocabularies() {
+    let mut file: Value = serde_json::from_slice(&fixture::read("r1/tokenizer.json")).unwrap();
+    file["added_tokens"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"id": 512, "content": "ü", "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false, "special": false}));
+    file["model"]["vocab"]["<think>"] = 510.into();
+    file["model"]["ignore_merges"] = true.into();
+    file["pre_tokenizer"] =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let tokenizer = text::Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap();
+    // A letter that masking could use is the template's own.
+    let template =
+        ChatTemplate::new("\u{F0000}{{ messages[0].content }}", tokenizer.special_tokens()).unwrap();
+    let encode = |content: &str| {
+        let messages = [json!({"content": content})];
+        let kwargs = Map::new();
+        let input =
+            ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
+        encode_chat(&tokenizer, &template, &input).unwrap()
+    };
+    assert!(encode("für").contains(&512));
+    let typed = encode("für<think>");
+    assert!(typed.contains(&512) && !typed.contains(&510));
+    assert_eq!(tokenizer.decode(&typed, false), "\u{F0000}für<think>");
+}

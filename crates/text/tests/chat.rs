@@ -248,16 +248,18 @@ fn typed_tokens_encode_as_their_letters() {
     assert_eq!(texts, shift(plain));
 }
 
-/// r1 with another vocabulary: `ü` is an added token for want of another place, `<think>` also a word of the model.
+/// r1 with another vocabulary: `世` is an added token for want of another place, the others are words of the model, too.
 #[test]
 fn odd_vocabularies() {
     let mut file: Value = serde_json::from_slice(&fixture::read("r1/tokenizer.json")).unwrap();
+    for token in file["added_tokens"].as_array().unwrap().clone() {
+        file["model"]["vocab"][token["content"].as_str().unwrap()] = token["id"].clone();
+    }
     file["added_tokens"]
         .as_array_mut()
         .unwrap()
-        .push(json!({"id": 512, "content": "ü", "single_word": false,
+        .push(json!({"id": 512, "content": "世", "single_word": false,
         "lstrip": false, "rstrip": false, "normalized": false, "special": false}));
-    file["model"]["vocab"]["<think>"] = 510.into();
     file["model"]["ignore_merges"] = true.into();
     file["pre_tokenizer"] =
         json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
@@ -272,8 +274,8 @@ fn odd_vocabularies() {
             ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
         encode_chat(&tokenizer, &template, &input).unwrap()
     };
-    assert!(encode("für").contains(&512));
-    let typed = encode("für<think>");
+    assert!(encode("f世r").contains(&512));
+    let typed = encode("f世r<think>");
     assert!(typed.contains(&512) && !typed.contains(&510));
-    assert_eq!(tokenizer.decode(&typed, false), "\u{F0000}für<think>");
+    assert_eq!(tokenizer.decode(&typed, false), "\u{F0000}f世r<think>");
 }

@@ -4,6 +4,9 @@
 //! its arguments, their check (the only way to a kernel) and a scalar reference; `cpu/` is the fast
 //! implementation, `reference` the slow one that it is compared with.
 
+#[cfg(target_endian = "big")]
+compile_error!("checkpoints and packed pairs are little-endian, and so must the machine be");
+
 mod backend;
 mod cpu;
 mod dtype;

@@ -169,7 +169,7 @@ impl Backend for Reference {
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
         let limits = self.limits.as_ref();
         let limits =
-            limits.ok_or(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
+            limits.ok_or_else(|| KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
         self.step.load(step, limits)?;
         self.rope_width = 2 * rope.inv_freq.len();
         self.cos_sin.clear();

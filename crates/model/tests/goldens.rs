@@ -167,6 +167,18 @@ fn mistakes_are_caught() {
     }
 }
 
+#[test]
+fn one_latent_row_a_token_and_layer() {
+    let golden = Golden::open("v3-f32");
+    for (precision, element) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
+        let model = golden.model(Cpu::new(1, precision), precision, WHOLE);
+        let (spec, limits) = (model.spec(), model.step_limits());
+        let a_token = spec.n_layers() * (spec.mla.kv_lora_rank + spec.mla.qk_rope_head_dim) * element;
+        assert_eq!(a_token, spec.kv_bytes_per_token(element));
+        assert_eq!(model.arena_bytes(), a_token * limits.n_blocks * limits.block_len);
+    }
+}
+
 /// bf16 all through: on teacher-forced steps with a clear margin the top token is the reference's, and
 /// the top log probabilities are as near as another bf16 engine's. See the goldens' own tolerances.
 #[test]

@@ -294,30 +294,31 @@ pub(super) fn merge(isa: Isa, into: (&mut f32, &mut f32, &mut [f32]), part: (f32
 }
 
 for_each_isa! {
-    /// Values of pairs of keys side by side, in panels of 16 columns: `out[v / 16][pair][16][2]`, as words.
+    /// Values of pairs of keys side by side, in panels of 16 columns: `out[v / 16][pair][16][2]`. A pair is
+    /// one 32-bit word, its first key in the low half.
     pub(super) fn interleave_pairs(rows: &[*const u16], first: usize, width: usize, out: &mut [u16]) {
-        let panel_len = 64 * 16;
+        let panel_len = KEYS * PANEL;
         for (pair, rows) in (first / 2..).zip(rows.chunks(2)) {
             // SAFETY: `interleave`'s caller vouches for rows of `width` elements.
             let a = unsafe { std::slice::from_raw_parts(rows[0], width) };
-            let b = rows.get(1).map(|&r| {
-                // SAFETY: as above.
-                unsafe { std::slice::from_raw_parts(r, width) }
-            });
-            let (full, tail) = a.as_chunks::<16>();
-            for (panel, a) in full.iter().enumerate() {
-                let out: &mut [u16; 32] =
-                    out[panel * panel_len + pair * 32..].first_chunk_mut().expect("a whole step");
-                let b = b.map_or([0; 16], |b| *b[panel * 16..].first_chunk().expect("as long as a"));
-                for lane in 0..16 {
-                    out[2 * lane] = a[lane];
-                    out[2 * lane + 1] = b[lane];
+            // SAFETY: as above. A key without a partner is paired with itself, and that half cleared.
+            let b = unsafe { std::slice::from_raw_parts(*rows.last().unwrap_or(&rows[0]), width) };
+            let keep = if rows.len() == 2 { u32::MAX } else { 0xffff };
+            let columns = a.chunks(PANEL).zip(b.chunks(PANEL));
+            for ((a, b), out) in columns.zip(out.chunks_exact_mut(panel_len)) {
+                let out: &mut [u16; 2 * PANEL] = out[pair * 2 * PANEL..].first_chunk_mut().expect("a whole step");
+                let mut words = [0u32; PANEL];
+                if let (Some(a), Some(b)) = (a.first_chunk::<PANEL>(), b.first_chunk::<PANEL>()) {
+                    for lane in 0..PANEL {
+                        words[lane] = (u32::from(a[lane]) | u32::from(b[lane]) << 16) & keep;
+                    }
+                } else {
+                    for ((word, &a), &b) in words.iter_mut().zip(a).zip(b) {
+                        *word = (u32::from(a) | u32::from(b) << 16) & keep;
+                    }
                 }
-            }
-            let at = full.len() * panel_len + pair * 32;
-            for (lane, &a) in tail.iter().enumerate() {
-                out[at + 2 * lane] = a;
-                out[at + 2 * lane + 1] = b.map_or(0, |b| b[full.len() * 16 + lane]);
+                // SAFETY: both are 64 bytes, and halves of a word are in order on a little-endian machine.
+                *out = unsafe { std::mem::transmute::<[u32; PANEL], [u16; 2 * PANEL]>(words) };
             }
         }
     }

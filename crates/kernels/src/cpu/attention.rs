@@ -1,11 +1,12 @@
 //! The attention ops: into latent space, over the cache, and back.
 
+use super::arena::Stored;
 use super::attend::{self, KEYS, Widths, attend_tile, merge};
 use super::matmul::{Item, Segment, matmul};
 use super::packed::{Panels, SendPtr};
 use super::scratch::tokens_per_item;
 use super::tile::{MAX_VECTORS, PANEL, Start, Tile};
-use super::{Cpu, Isa, LatentArena, Stored, same_precision};
+use super::{Cpu, Isa, LatentArena, same_precision};
 use crate::backend::{MlaDims, View};
 use crate::error::{Result, require};
 use crate::ops::{AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, rotate_pairs};

@@ -3,6 +3,7 @@
 //! Everything heavy is a product of packed panels with vectors ([`tile`]); [`matmul`] shares products
 //! out over threads, [`attend`] uses the same tiles for attention.
 
+mod arena;
 mod attend;
 mod attention;
 pub(crate) mod isa;
@@ -15,6 +16,7 @@ mod probe;
 mod scratch;
 mod tile;
 
+pub use arena::LatentArena;
 pub use isa::Isa;
 pub use packed::PackedMatrices;
 
@@ -27,12 +29,12 @@ use crate::ops::{
     LmHead, RmsNorm, Route, rotate_pairs,
 };
 use crate::step::{Step, StepLimits, StepState};
+use arena::{ArenaElements, Stored};
 use half::bf16;
 use matmul::{Item, Segment, matmul};
-use packed::{Elements, Huge, Panels, SendPtr};
+use packed::SendPtr;
 use pool::Pool;
-use scratch::{Operands, Scratch};
-use tile::Elem;
+use scratch::Scratch;
 
 /// Rows below which a row-wise op is not worth waking a thread for.
 const FEW_ROWS: usize = 8;
@@ -104,64 +106,6 @@ impl Cpu {
     }
 }
 
-/// The latent cache: `[layers, n_blocks, block_len, row]`, plain rows in order.
-pub struct LatentArena {
-    elements: ArenaElements,
-    /// `[layers, slots, latent_width]`
-    shape: [usize; 3],
-    /// Elements from one row to the next: `latent_width` rounded up to whole tile steps.
-    row: usize,
-}
-
-enum ArenaElements {
-    F32(Huge<f32>),
-    Bf16(Huge<bf16>),
-}
-
-/// An element type that an arena and a stack of weights can hold, and where their memory is.
-trait Stored: Elem {
-    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>>;
-    fn arena(arena: &LatentArena) -> Option<*const Self>;
-    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self>;
-    fn operands(scratch: &mut Scratch) -> &mut Operands<Self>;
-}
-
-impl Stored for f32 {
-    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
-        if let Elements::F32(p) = &weight.elements { Some(p) } else { None }
-    }
-
-    fn arena(arena: &LatentArena) -> Option<*const Self> {
-        if let ArenaElements::F32(p) = &arena.elements { Some(p.as_ptr()) } else { None }
-    }
-
-    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
-        if let ArenaElements::F32(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
-    }
-
-    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
-        &mut scratch.f32
-    }
-}
-
-impl Stored for bf16 {
-    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
-        if let Elements::Bf16(p) = &weight.elements { Some(p) } else { None }
-    }
-
-    fn arena(arena: &LatentArena) -> Option<*const Self> {
-        if let ArenaElements::Bf16(p) = &arena.elements { Some(p.as_ptr()) } else { None }
-    }
-
-    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
-        if let ArenaElements::Bf16(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
-    }
-
-    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
-        &mut scratch.bf16
-    }
-}
-
 /// Runs `$body` with `$E` as the element type of `$weight`.
 macro_rules! by_element {
     ($weight:expr, $E:ident => $body:expr) => {
@@ -208,15 +152,7 @@ impl Backend for Cpu {
     }
 
     fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<LatentArena> {
-        let shape = [layers, limits.slots(), latent_width];
-        let pair = if self.precision == Precision::F32 { 1 } else { bf16::PAIR };
-        let row = latent_width.next_multiple_of(pair);
-        let len = layers.checked_mul(limits.slots()).and_then(|n| n.checked_mul(row)).unwrap_or(usize::MAX);
-        let elements = match self.precision {
-            Precision::F32 => ArenaElements::F32(Huge::zeroed(len, "the latent cache")?),
-            Precision::Bf16 => ArenaElements::Bf16(Huge::zeroed(len, "the latent cache")?),
-        };
-        Ok(LatentArena { elements, shape, row })
+        LatentArena::new([layers, limits.slots(), latent_width], self.precision)
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
@@ -247,10 +183,7 @@ impl Backend for Cpu {
     }
 
     fn arena_bytes(arena: &LatentArena) -> usize {
-        match &arena.elements {
-            ArenaElements::F32(p) => p.len() * 4,
-            ArenaElements::Bf16(p) => p.len() * 2,
-        }
+        arena.bytes()
     }
 
     fn weight_bytes(weight: &PackedMatrices) -> usize {
@@ -268,7 +201,7 @@ impl Backend for Cpu {
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
         let limits = self.limits.as_ref();
         let limits =
-            limits.ok_or(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
+            limits.ok_or_else(|| KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
         self.step.load(step, limits)?;
         let width = 2 * rope.inv_freq.len();
         require(self.step.n_tokens() * width <= self.cos_sin.len(), "begin_step", || "rope width".into())?;

@@ -1,9 +1,10 @@
 //! Gated MLPs, the router, and experts grouped so that each is read once a step.
 
+use super::arena::Stored;
 use super::matmul::{Item, Segment, matmul};
 use super::packed::{Panels, SendPtr};
 use super::tile::{Elem, PANEL};
-use super::{Cpu, Stored, lanes, same_precision};
+use super::{Cpu, lanes, same_precision};
 use crate::backend::View;
 use crate::error::{Result, require};
 use crate::ops::{Experts, GatedMlp, Route, route_reference};

@@ -1,8 +1,9 @@
 //! What this machine can do at most: the roofs over a decode step and a prefill.
 
+use super::arena::Stored;
 use super::matmul::{Item, Segment, matmul};
 use super::packed::{Huge, PackedMatrices, SendPtr};
-use super::{Cpu, Stored, by_element, lanes, same_precision};
+use super::{Cpu, by_element, lanes, same_precision};
 use crate::error::Result;
 use crate::matrix::{Matrix, Parts};
 use crate::{DType, Precision};

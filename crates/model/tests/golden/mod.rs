@@ -1,5 +1,7 @@
 //! Reference checkpoints under `tests/goldens`, and a small stand-in for the engine: block tables and steps.
 
+#![allow(dead_code)] // each test target uses a part of it
+
 use kernels::{Backend, Precision, Step, StepLimits};
 use model::checkpoint::Checkpoint;
 use model::forward::{Model, Place};
@@ -101,8 +103,69 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
 }
 
-/// Feeds sequences to a model in steps of at most `chunk` tokens each, all in one batch, and returns
-/// the logits at every position of each.
+/// One step, and which sequence each of its tokens belongs to.
+#[derive(Default)]
+pub(crate) struct StepData {
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    slots: Vec<u32>,
+    row_start: Vec<u32>,
+    kv_len: Vec<u32>,
+    tables: Vec<u32>,
+    outputs: Vec<u32>,
+    owners: Vec<usize>,
+}
+
+impl StepData {
+    pub(crate) fn step(&self) -> Step<'_> {
+        Step {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            slots: &self.slots,
+            row_start: &self.row_start,
+            kv_len: &self.kv_len,
+            tables: &self.tables,
+            outputs: &self.outputs,
+        }
+    }
+}
+
+/// The steps that compute `sequences`, all in one batch, at most `chunk` tokens of each at a time; the
+/// logits of every token are asked for.
+pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunk: usize) -> Vec<StepData> {
+    let width = limits.table_width();
+    // Blocks of a sequence lie far apart, in falling order.
+    let table =
+        |s: usize| (0..width).map(|i| (limits.n_blocks - 1 - (i * sequences.len() + s)) as u32).collect();
+    let tables: Vec<Vec<u32>> = (0..sequences.len()).map(table).collect();
+    let mut done = vec![0; sequences.len()];
+    let mut steps = Vec::new();
+    while (0..sequences.len()).any(|s| done[s] < sequences[s].len()) {
+        let mut step = StepData { row_start: vec![0], ..StepData::default() };
+        for s in 0..sequences.len() {
+            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - step.tokens.len());
+            if n == 0 {
+                continue;
+            }
+            for p in done[s]..done[s] + n {
+                let block = tables[s][p / limits.block_len] as usize;
+                step.tokens.push(sequences[s][p]);
+                step.positions.push(p as u32);
+                step.slots.push((block * limits.block_len + p % limits.block_len) as u32);
+                step.owners.push(s);
+            }
+            done[s] += n;
+            step.row_start.push(step.tokens.len() as u32);
+            step.kv_len.push(done[s] as u32);
+            step.tables.extend(&tables[s]);
+        }
+        step.outputs = (0..step.tokens.len() as u32).collect();
+        steps.push(step);
+    }
+    steps
+}
+
+/// Runs [`steps`] and returns the logits at every position of each sequence.
 pub(crate) fn run<B: Backend>(model: &mut Model<B>, sequences: &[Vec<u32>], chunk: usize) -> Vec<Vec<f32>> {
     run_watched(model, sequences, chunk, |_, _| ())
 }
@@ -114,48 +177,12 @@ pub(crate) fn run_watched<B: Backend>(
     mut look: impl FnMut(Place, &Model<B>),
 ) -> Vec<Vec<f32>> {
     let limits = model.step_limits().clone();
-    let width = limits.table_width();
-    // Blocks of a sequence lie far apart, in falling order.
-    let table =
-        |s: usize| (0..width).map(|i| (limits.n_blocks - 1 - (i * sequences.len() + s)) as u32).collect();
-    let tables: Vec<Vec<u32>> = (0..sequences.len()).map(table).collect();
-    let mut done = vec![0; sequences.len()];
     let mut logits = vec![Vec::new(); sequences.len()];
-    while (0..sequences.len()).any(|s| done[s] < sequences[s].len()) {
-        let (mut tokens, mut positions, mut slots) = (vec![], vec![], vec![]);
-        let (mut kv_len, mut batch_tables, mut owners, mut row_start) = (vec![], vec![], vec![], vec![0]);
-        for s in 0..sequences.len() {
-            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - tokens.len());
-            if n == 0 {
-                continue;
-            }
-            for p in done[s]..done[s] + n {
-                tokens.push(sequences[s][p]);
-                positions.push(p as u32);
-                slots.push(
-                    tables[s][p / limits.block_len] * limits.block_len as u32 + (p % limits.block_len) as u32,
-                );
-                owners.push(s);
-            }
-            done[s] += n;
-            row_start.push(tokens.len() as u32);
-            kv_len.push(done[s] as u32);
-            batch_tables.extend(&tables[s]);
-        }
-        let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-        let step = Step {
-            tokens: &tokens,
-            positions: &positions,
-            slots: &slots,
-            row_start: &row_start,
-            kv_len: &kv_len,
-            tables: &batch_tables,
-            outputs: &outputs,
-        };
+    for step in steps(&limits, sequences, chunk) {
         let mut out = Vec::new();
-        model.forward_watched(&step, &mut out, &mut look).unwrap();
-        for (o, row) in owners.iter().zip(out.chunks(limits.vocab_size)) {
-            logits[*o].extend_from_slice(row);
+        model.forward_watched(&step.step(), &mut out, &mut look).unwrap();
+        for (owner, row) in step.owners.iter().zip(out.chunks(limits.vocab_size)) {
+            logits[*owner].extend_from_slice(row);
         }
     }
     logits
@@ -177,13 +204,13 @@ pub(crate) fn error_of<B: Backend>(golden: &Golden, model: &mut Model<B>, chunk:
     sequences[1].extend(&golden.greedy(1)[..31]);
     let logits = run(model, &sequences, chunk);
     let mut worst = 0f32;
-    for p in 0..4 {
+    for (p, logits) in logits.iter().enumerate() {
         let n = golden.ids(p).len();
         let last = golden.f32s(&format!("prompt{p}.last_logits"));
-        worst = worst.max(largest_error(&logits[p][(n - 1) * vocab..n * vocab], &last));
+        worst = worst.max(largest_error(&logits[(n - 1) * vocab..n * vocab], &last));
         if p < 3 {
             worst =
-                worst.max(largest_error(&logits[p][..n * vocab], &golden.f32s(&format!("prompt{p}.logits"))));
+                worst.max(largest_error(&logits[..n * vocab], &golden.f32s(&format!("prompt{p}.logits"))));
         }
     }
     let steps = golden.f32s("prompt1.step_logits");

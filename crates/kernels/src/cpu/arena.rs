@@ -1,0 +1,88 @@
+//! The latent cache, and what may be stored in it and in weights.
+
+use super::packed::{Elements, Huge, PackedMatrices, Panels};
+use super::scratch::{Operands, Scratch};
+use super::tile::Elem;
+use crate::dtype::Precision;
+use crate::error::Result;
+use half::bf16;
+
+/// The latent cache: `[layers, n_blocks, block_len, row]`, plain rows in order.
+pub struct LatentArena {
+    pub(super) elements: ArenaElements,
+    /// `[layers, slots, latent_width]`
+    pub(super) shape: [usize; 3],
+    /// Elements from one row to the next: `latent_width` rounded up to whole tile steps.
+    pub(super) row: usize,
+}
+
+impl LatentArena {
+    /// Memory that is not touched before rows are written.
+    pub(super) fn new(shape: [usize; 3], precision: Precision) -> Result<Self> {
+        let [layers, slots, width] = shape;
+        let pair = if precision == Precision::F32 { f32::PAIR } else { bf16::PAIR };
+        let row = width.next_multiple_of(pair);
+        let len = layers.checked_mul(slots).and_then(|n| n.checked_mul(row)).unwrap_or(usize::MAX);
+        let elements = match precision {
+            Precision::F32 => ArenaElements::F32(Huge::zeroed(len, "the latent cache")?),
+            Precision::Bf16 => ArenaElements::Bf16(Huge::zeroed(len, "the latent cache")?),
+        };
+        Ok(Self { elements, shape, row })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match &self.elements {
+            ArenaElements::F32(p) => p.len() * 4,
+            ArenaElements::Bf16(p) => p.len() * 2,
+        }
+    }
+}
+
+pub(super) enum ArenaElements {
+    F32(Huge<f32>),
+    Bf16(Huge<bf16>),
+}
+
+/// An element type that an arena and a stack of weights can hold, and where their memory is.
+pub(super) trait Stored: Elem {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>>;
+    fn arena(arena: &LatentArena) -> Option<*const Self>;
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self>;
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self>;
+}
+
+impl Stored for f32 {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
+        if let Elements::F32(p) = &weight.elements { Some(p) } else { None }
+    }
+
+    fn arena(arena: &LatentArena) -> Option<*const Self> {
+        if let ArenaElements::F32(p) = &arena.elements { Some(p.as_ptr()) } else { None }
+    }
+
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
+        if let ArenaElements::F32(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
+    }
+
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
+        &mut scratch.f32
+    }
+}
+
+impl Stored for bf16 {
+    fn panels(weight: &PackedMatrices) -> Option<&Panels<Self>> {
+        if let Elements::Bf16(p) = &weight.elements { Some(p) } else { None }
+    }
+
+    fn arena(arena: &LatentArena) -> Option<*const Self> {
+        if let ArenaElements::Bf16(p) = &arena.elements { Some(p.as_ptr()) } else { None }
+    }
+
+    fn arena_mut(arena: &mut LatentArena) -> Option<*mut Self> {
+        if let ArenaElements::Bf16(p) = &mut arena.elements { Some(p.as_mut_ptr()) } else { None }
+    }
+
+    fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
+        &mut scratch.bf16
+    }
+}

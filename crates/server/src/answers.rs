@@ -12,9 +12,9 @@ use tokio::time::timeout;
 use crate::app::{App, Engine, engine_dead, unix_seconds};
 use crate::decode::{Choice, Delta, Update};
 use crate::errors::{ApiError, shutting_down};
-use crate::metrics::SequenceTimer;
 use crate::plan::Plan;
 use crate::sse;
+use crate::timer::SequenceTimer;
 
 type Merged = SelectAll<Pin<Box<dyn Stream<Item = (usize, Result<Update, Error>)> + Send>>>;
 
@@ -163,7 +163,10 @@ pub(crate) async fn respond<F: Format>(
         };
     };
     // The first piece decides the status. One that takes long is waited for inside the stream.
-    let first = timeout(app.options().keep_alive, answers.next()).await;
+    let first = tokio::select! {
+        first = timeout(app.options().keep_alive, answers.next()) => first,
+        () = app.ending() => return Err(shutting_down().into()),
+    };
     match first {
         Ok(Some(Err(error))) => Err(locate::<F>(error).into()),
         Ok(first) => Ok(sse::respond(app, first, answers, header, format, options)),

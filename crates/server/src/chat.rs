@@ -21,16 +21,17 @@ pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<R
     app.note_ignored(&parsed.ignored);
     let request = parsed.request;
     let name = app.served_name(request.generation.model.as_deref())?;
-    let prompt = {
-        let (app, request) = (app.clone(), request.clone());
+    let (request, prompt) = {
+        let app = app.clone();
         tokenize::off_thread(body.len(), move || {
             let model = app.model().ok_or_else(|| internal("the model is gone"))?;
-            tokenize::encode_chat(
+            let prompt = tokenize::encode_chat(
                 model,
                 &request.messages,
                 request.add_generation_prompt,
                 &request.chat_template_kwargs,
-            )
+            )?;
+            Ok((request, prompt))
         })
         .await?
     };

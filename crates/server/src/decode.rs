@@ -9,7 +9,8 @@ use openai::{Error, StopReason};
 use text::{Detokenizer, StopOutcome, StopStrings, Tokenizer};
 
 use crate::errors::internal;
-use crate::metrics::{Finished, SequenceTimer};
+use crate::metrics::Finished;
+use crate::timer::SequenceTimer;
 
 /// A token with what answers tell about it.
 #[derive(Debug, Clone, PartialEq)]

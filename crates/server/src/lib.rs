@@ -19,6 +19,7 @@ mod plan;
 mod routes;
 mod serve;
 mod sse;
+mod timer;
 mod tokenize;
 
 pub use app::{App, Build, Defaults, Engine, KvCacheInfo, Options, ServedModel};

@@ -1,7 +1,7 @@
 //! Prometheus series, under the names that vLLM's dashboards and routers look for.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use engine::{STEP_TOKENS_BOUNDS, Snapshot};
 use openai::Error;
@@ -59,20 +59,20 @@ pub(crate) struct Metrics {
     running: IntGauge,
     waiting: IntGauge,
     kv_cache_usage: Gauge,
-    prompt_tokens: IntCounter,
-    generation_tokens: IntCounter,
+    pub(crate) prompt_tokens: IntCounter,
+    pub(crate) generation_tokens: IntCounter,
     finished: IntCounterVec,
     http: IntCounterVec,
-    first_token: Histogram,
-    between_tokens: Histogram,
-    per_output_token: Histogram,
-    whole: Histogram,
-    queue: Histogram,
-    prefill: Histogram,
-    decode: Histogram,
-    inference: Histogram,
-    request_prompt_tokens: Histogram,
-    request_generation_tokens: Histogram,
+    pub(crate) first_token: Histogram,
+    pub(crate) between_tokens: Histogram,
+    pub(crate) per_output_token: Histogram,
+    pub(crate) whole: Histogram,
+    pub(crate) queue: Histogram,
+    pub(crate) prefill: Histogram,
+    pub(crate) decode: Histogram,
+    pub(crate) inference: Histogram,
+    pub(crate) request_prompt_tokens: Histogram,
+    pub(crate) request_generation_tokens: Histogram,
     params_n: Histogram,
     params_max_tokens: Histogram,
     steps: StepTokens,
@@ -241,11 +241,11 @@ impl Metrics {
         (gap_s * waiting as f64 / 4.0).ceil().clamp(1.0, 60.0) as u64
     }
 
-    fn count_end(&self, reason: Finished) {
+    pub(crate) fn count_end(&self, reason: Finished) {
         self.finished.with_label_values(&[reason.label()]).inc();
         if let Ok(mut drain) = self.drain.lock() {
             let now = Instant::now();
-            let gap_s = seconds(now - drain.latest).min(60.0);
+            let gap_s = (now - drain.latest).as_secs_f64().min(60.0);
             *drain = Drain { latest: now, gap_s: 0.9 * drain.gap_s + 0.1 * gap_s };
         }
     }
@@ -317,85 +317,4 @@ impl Collector for StepTokens {
         family.set_metric(vec![metric]);
         vec![family]
     }
-}
-
-/// One sequence's times. It is counted once: when it finishes, or as `abort` when dropped.
-pub(crate) struct SequenceTimer {
-    app: crate::app::App,
-    prompt_len: usize,
-    submitted: Instant,
-    started: Option<Instant>,
-    first: Option<Instant>,
-    last: Option<Instant>,
-    generated: usize,
-    counted: bool,
-}
-
-impl SequenceTimer {
-    pub(crate) fn new(app: crate::app::App, prompt_len: usize) -> Self {
-        Self {
-            app,
-            prompt_len,
-            submitted: Instant::now(),
-            started: None,
-            first: None,
-            last: None,
-            generated: 0,
-            counted: false,
-        }
-    }
-
-    pub(crate) fn started(&mut self) {
-        let now = Instant::now();
-        self.started = Some(now);
-        let metrics = self.app.metrics();
-        metrics.queue.observe(seconds(now - self.submitted));
-        metrics.prompt_tokens.inc_by(self.prompt_len as u64);
-    }
-
-    pub(crate) fn token(&mut self) {
-        let now = Instant::now();
-        let metrics = self.app.metrics();
-        metrics.generation_tokens.inc();
-        match self.last {
-            None => {
-                self.first = Some(now);
-                metrics.first_token.observe(seconds(now - self.submitted));
-                metrics.prefill.observe(seconds(now - self.started.unwrap_or(self.submitted)));
-            }
-            Some(last) => metrics.between_tokens.observe(seconds(now - last)),
-        }
-        self.last = Some(now);
-        self.generated += 1;
-    }
-
-    pub(crate) fn finish(&mut self, reason: Finished) {
-        if std::mem::replace(&mut self.counted, true) {
-            return;
-        }
-        let metrics = self.app.metrics();
-        metrics.count_end(reason);
-        metrics.whole.observe(seconds(self.submitted.elapsed()));
-        metrics.request_prompt_tokens.observe(self.prompt_len as f64);
-        metrics.request_generation_tokens.observe(self.generated as f64);
-        let (Some(started), Some(first), Some(last)) = (self.started, self.first, self.last) else {
-            return;
-        };
-        metrics.inference.observe(seconds(last - started));
-        metrics.decode.observe(seconds(last - first));
-        if self.generated > 1 {
-            let gaps = (self.generated - 1) as f64;
-            metrics.per_output_token.observe(seconds(last - first) / gaps);
-        }
-    }
-}
-
-impl Drop for SequenceTimer {
-    fn drop(&mut self) {
-        self.finish(Finished::Abort);
-    }
-}
-
-fn seconds(duration: Duration) -> f64 {
-    duration.as_secs_f64()
 }

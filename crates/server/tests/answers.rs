@@ -259,6 +259,9 @@ async fn a_stop_string_cuts_the_text_at_its_first_match() {
         assert_eq!(choice["finish_reason"], "stop");
         let n_tokens = choice["token_ids"].as_array().unwrap().len();
         assert_eq!(cut["usage"]["completion_tokens"], n_tokens);
+        let late = with(asked.clone(), &json!({"min_tokens": 60}));
+        let late = answer(&server, COMPLETIONS, &completion(late)).await;
+        assert!(late["usage"]["completion_tokens"].as_u64().unwrap() > 60, "stopped before min_tokens");
         let kept = with(asked, &json!({"include_stop_str_in_output": true}));
         let kept = answer(&server, COMPLETIONS, &completion(kept)).await;
         assert_eq!(kept["choices"][0]["text"], text[..at + stop.len()]);

@@ -277,3 +277,97 @@ async fn pipelined_requests_are_answered_in_order() {
     let statuses: Vec<_> = text.match_indices("HTTP/1.1 ").map(|(at, _)| &text[at + 9..at + 12]).collect();
     assert_eq!(statuses, ["400", "200"]);
 }
+
+#[tokio::test]
+async fn series_are_there_from_the_start() {
+    let server = Server::loading(options()).await;
+    let reply = server.get("/metrics").await;
+    assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let expected = [
+        ("num_requests_running", "gauge"),
+        ("num_requests_waiting", "gauge"),
+        ("kv_cache_usage_perc", "gauge"),
+        ("prompt_tokens_total", "counter"),
+        ("generation_tokens_total", "counter"),
+        ("request_success_total", "counter"),
+        ("time_to_first_token_seconds", "histogram"),
+        ("inter_token_latency_seconds", "histogram"),
+        ("request_time_per_output_token_seconds", "histogram"),
+        ("e2e_request_latency_seconds", "histogram"),
+        ("request_queue_time_seconds", "histogram"),
+        ("request_prefill_time_seconds", "histogram"),
+        ("request_decode_time_seconds", "histogram"),
+        ("request_inference_time_seconds", "histogram"),
+        ("request_prompt_tokens", "histogram"),
+        ("request_generation_tokens", "histogram"),
+        ("request_params_n", "histogram"),
+        ("request_params_max_tokens", "histogram"),
+        ("iteration_tokens_total", "histogram"),
+    ];
+    for (name, kind) in expected {
+        assert!(reply.body.contains(&format!("# TYPE vllm:{name} {kind}\n")), "{name}");
+        assert!(reply.body.contains(&format!("# HELP vllm:{name} ")), "{name}");
+    }
+    for line in reply.body.lines().filter(|line| line.starts_with("vllm:")) {
+        assert!(line.contains("model_name=\"org/fake\""), "{line}");
+        assert!(line.ends_with(" 0"), "{line}");
+    }
+    for reason in ["stop", "length", "abort", "error"] {
+        assert_eq!(
+            server.metric(&format!("vllm:request_success_total{{finished_reason=\"{reason}\"")).await,
+            0.0
+        );
+    }
+}
+
+#[tokio::test]
+async fn series_add_up() {
+    let server = Server::fake().await;
+    let body = json!({"prompt": [3, 4], "max_tokens": 5, "n": 2, "ignore_eos": true});
+    assert_eq!(server.post("/v1/completions", &body).await.status, 200);
+    assert_eq!(server.post("/nothing", &body).await.status, 404);
+    for (start, value) in [
+        ("vllm:generation_tokens_total", 10.0),
+        ("vllm:prompt_tokens_total", 4.0),
+        ("vllm:request_success_total{finished_reason=\"length\"", 2.0),
+        ("vllm:time_to_first_token_seconds_count", 2.0),
+        ("vllm:inter_token_latency_seconds_count", 8.0),
+        ("vllm:e2e_request_latency_seconds_count", 2.0),
+        ("vllm:request_params_n_sum", 2.0),
+        ("vllm:request_params_max_tokens_sum", 5.0),
+        ("vllm:iteration_tokens_total_sum", 12.0),
+        (
+            "vllm:http_requests_total{method=\"POST\",model_name=\"org/fake\",route=\"/v1/completions\",status=\"200\"}",
+            1.0,
+        ),
+        (
+            "vllm:http_requests_total{method=\"POST\",model_name=\"org/fake\",route=\"other\",status=\"404\"}",
+            1.0,
+        ),
+        ("vllm:build_info{", 1.0),
+        ("vllm:cache_config_info{", 1.0),
+    ] {
+        assert_eq!(server.metric(start).await, value, "{start}");
+    }
+}
+
+struct Panics;
+
+impl server::Engine for Panics {
+    fn submit(&self, _: engine::request::Request) -> Result<engine::Events, engine::Busy> {
+        panic!("secret cause")
+    }
+
+    fn snapshot(&self) -> engine::Snapshot {
+        engine::Snapshot { alive: true, ..Default::default() }
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_for_its_request_alone() {
+    let server = Server::with(options(), Box::new(Panics)).await;
+    let reply = server.post("/v1/completions", &json!({"prompt": "a"})).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (500, "internal_error"));
+    assert!(!reply.body.contains("secret") && reply.header("x-request-id").is_some());
+    assert_eq!(server.get("/health").await.status, 200);
+}

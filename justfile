@@ -1,0 +1,51 @@
+# Everyday verbs. `just` lists them.
+
+_:
+    @just --list --unsorted
+
+# the demo on http://127.0.0.1:8000
+demo *FLAGS:
+    cargo run --release -- serve {{FLAGS}}
+
+# chat with the demo in the terminal
+chat *FLAGS:
+    cargo run --release -- run {{FLAGS}}
+
+build:
+    cargo build --release --locked
+
+test *FLAGS:
+    cargo test --workspace --locked {{FLAGS}}
+
+lint:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets --locked -- -D warnings
+
+fmt:
+    cargo fmt --all
+    cargo fmt --manifest-path tests/oracle/Cargo.toml
+
+# logits beside candle-transformers (minutes to build; needs a C++ compiler)
+oracle:
+    cargo test --manifest-path tests/oracle/Cargo.toml --locked
+
+# a random checkpoint of about 0.7 B parameters, and what this machine makes of it
+bench *FLAGS:
+    test -d target/random || python3 scripts/random_checkpoint.py target/random
+    cargo run --release -- bench --model target/random {{FLAGS}}
+
+# the official openai client against a running server
+client URL="http://127.0.0.1:8000":
+    python3 scripts/openai_client_check.py {{URL}}
+
+# licences, advisories, sources (needs cargo-deny)
+deny:
+    cargo deny check
+
+# all that must pass before a change lands
+ci:
+    bash .ci/run
+
+# the demo and a Prometheus that scrapes it
+up:
+    docker compose -f docker/compose.yaml up --build

@@ -276,7 +276,7 @@ async fn what_outlasts_the_grace_period_ends_with_an_error() {
 #[tokio::test]
 async fn what_is_asked_reaches_the_engine() {
     let engine = Arc::new(Scripted::new(|_, script| {
-        script.send(started());
+        script.send(Event::Started { cached_tokens: 64 });
         script.send(finished(FinishReason::Length));
     }));
     let server = Server::with(options(), Box::new(SharedScript(engine.clone()))).await;
@@ -284,7 +284,10 @@ async fn what_is_asked_reaches_the_engine() {
         "top_p": 0.5, "top_k": 100_000, "min_p": 0.25, "presence_penalty": 1, "frequency_penalty": -1,
         "repetition_penalty": 1.5, "logit_bias": {"9": -100}, "seed": -1, "stop_token_ids": [9, 1],
         "echo": true, "logprobs": 3});
-    assert_eq!(server.post(PATH, &body).await.status, 200);
+    let reply = server.post(PATH, &body).await;
+    assert_eq!(reply.status, 200);
+    // Two prompts; what their second choices found in the cache does not count again.
+    assert_eq!(reply.json()["usage"]["prompt_tokens_details"]["cached_tokens"], 128);
     let requests = engine.requests.lock().unwrap().clone();
     assert_eq!(requests.len(), 4);
     for (i, request) in requests.iter().enumerate() {

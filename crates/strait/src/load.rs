@@ -1,0 +1,208 @@
+//! From files to a model that can run: every phase logged with its time.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context as _, anyhow, ensure};
+use kernels::{Cpu, Precision};
+use model::checkpoint::Checkpoint;
+use model::forward::Model;
+use model::spec::{GenerationConfig, ModelSpec};
+use model::tensors::{self, Checked};
+use model::weights::default_precision;
+use sha2::{Digest as _, Sha256};
+use text::{ChatTemplate, Tokenizer};
+
+use crate::machine;
+use crate::memory::MemoryPlan;
+use crate::model_dir::ModelFiles;
+use crate::progress::Progress;
+use crate::settings::ModelSettings;
+
+/// Of the fingerprint's look at the weights.
+const SAMPLED_TENSORS: usize = 64;
+const SAMPLED_BYTES: usize = 4096;
+
+type Digest = [u8; 32];
+
+/// A model and all that answering with it takes.
+pub(crate) struct Loaded {
+    pub model: Model<Cpu>,
+    pub text: Text,
+    /// Any of them ends an answer.
+    pub eos_ids: Vec<u32>,
+    pub generation: GenerationConfig,
+    pub plan: MemoryPlan,
+    pub fingerprint: String,
+    /// `cpu (avx512-bf16)`
+    pub device: String,
+}
+
+pub(crate) struct Text {
+    pub tokenizer: Arc<Tokenizer>,
+    /// `None`: the checkpoint has none.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Of the files it was made of.
+    digest: Digest,
+}
+
+/// What can be said before a weight is packed.
+struct Prepared<'a> {
+    checked: Checked<'a>,
+    backend: Cpu,
+    plan: MemoryPlan,
+}
+
+/// `tell` hears the share of the weights that is done.
+pub(crate) fn load(
+    files: &ModelFiles,
+    settings: &ModelSettings,
+    tell: &dyn Fn(f32),
+) -> anyhow::Result<Loaded> {
+    let start = Instant::now();
+    let (spec, generation) = both(files.spec(), files.generation())?;
+    let eos_ids = spec.eos_ids(Some(&generation))?;
+    spec.notes.iter().for_each(|note| tracing::warn!("config.json: {note}"));
+    phase("config read", start);
+    let (text, model) = thread::scope(|scope| {
+        let text = scope.spawn(|| read_text(files, &spec));
+        let model = weights(files, &spec, settings, tell);
+        (text.join().unwrap_or_else(|_| Err(anyhow!("reading the tokenizer failed"))), model)
+    });
+    let (text, (model, plan, weights_sample)) = both(text, model)?;
+    let eos_ids = if eos_ids.is_empty() { text.tokenizer.eos_id().into_iter().collect() } else { eos_ids };
+    if eos_ids.is_empty() {
+        tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
+    }
+    let device = format!("cpu ({})", model.backend().isa().name());
+    let fingerprint = fingerprint(files, &text.digest, &weights_sample, plan.precision, &device);
+    Ok(Loaded { model, text, eos_ids, generation, plan, fingerprint, device })
+}
+
+/// The plan alone: everything is checked, nothing is packed.
+pub(crate) fn plan(files: &ModelFiles, settings: &ModelSettings) -> anyhow::Result<(ModelSpec, MemoryPlan)> {
+    let (spec, _) = both(files.spec(), files.generation())?;
+    let planned = open(files).and_then(|checkpoint| Ok(prepare(&spec, &checkpoint, settings)?.plan));
+    let (plan, _) = both(planned, read_text(files, &spec))?;
+    Ok((spec, plan))
+}
+
+fn weights(
+    files: &ModelFiles,
+    spec: &ModelSpec,
+    settings: &ModelSettings,
+    tell: &dyn Fn(f32),
+) -> anyhow::Result<(Model<Cpu>, MemoryPlan, Digest)> {
+    let start = Instant::now();
+    let checkpoint = open(files)?;
+    let Prepared { checked, backend, mut plan } = prepare(spec, &checkpoint, settings)?;
+    checked.notes.iter().for_each(|note| tracing::warn!("weights: {note}"));
+    phase("checkpoint checked", start);
+
+    let start = Instant::now();
+    let mut progress = Progress::new(checkpoint.bytes(), tell);
+    let mut add = |bytes| progress.add(bytes);
+    let model = Model::load(spec.clone(), &checked, backend, plan.precision, plan.limits.clone(), &mut add)
+        .context("loading the weights")?;
+    drop(progress);
+    plan.weight_bytes = model.weight_bytes() as u64;
+    plan.kv_bytes = model.arena_bytes() as u64;
+    phase("weights packed", start);
+    Ok((model, plan, sample(&checkpoint)))
+}
+
+fn open(files: &ModelFiles) -> anyhow::Result<Checkpoint> {
+    Ok(files.checkpoint()?)
+}
+
+/// Checks every tensor and decides what memory goes where.
+fn prepare<'a>(
+    spec: &ModelSpec,
+    checkpoint: &'a Checkpoint,
+    settings: &ModelSettings,
+) -> anyhow::Result<Prepared<'a>> {
+    let checked = tensors::check(spec, checkpoint)?;
+    let precision = settings.dtype.unwrap_or_else(|| default_precision(&checked));
+    if let Some(kv) = settings.kv_dtype.filter(|kv| *kv != precision) {
+        let (kv, weights) = (kv.name(), precision.name());
+        return Err(anyhow!(
+            "kv-cache-dtype: {kv}, but the weights are computed in {weights}, and on the CPU the cache is held in \
+             the same; leave it at auto, or give --dtype {kv}"
+        ));
+    }
+    let mut backend = Cpu::new(settings.threads, precision);
+    let plan = settings.memory.plan(spec, &mut backend, machine::available_memory())?;
+    Ok(Prepared { checked, backend, plan })
+}
+
+fn read_text(files: &ModelFiles, spec: &ModelSpec) -> anyhow::Result<Text> {
+    let start = Instant::now();
+    let files = files.text()?;
+    let tokenizer = files.tokenizer()?;
+    let (ids, rows) = (tokenizer.vocab_size(), spec.vocab_size);
+    ensure!(
+        ids <= rows,
+        "tokenizer.json has {ids} tokens and config.json a vocab_size of {rows}: not of one checkpoint"
+    );
+    let template = files.template(&tokenizer)?;
+    if template.is_none() {
+        tracing::warn!("the checkpoint has no chat template; chat is refused, completions are served");
+    }
+    phase("tokenizer read", start);
+    let digest = digest(files.bytes());
+    Ok(Text { tokenizer: Arc::new(tokenizer), template: template.map(Arc::new), digest })
+}
+
+/// Both, or all that is wrong with either.
+fn both<A, B, E: Into<anyhow::Error>, F: Into<anyhow::Error>>(
+    a: Result<A, E>,
+    b: Result<B, F>,
+) -> anyhow::Result<(A, B)> {
+    match (a.map_err(Into::into), b.map_err(Into::into)) {
+        (Ok(a), Ok(b)) => Ok((a, b)),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        (Err(a), Err(b)) => Err(anyhow!("{a:#}\n{b:#}")),
+    }
+}
+
+fn phase(what: &str, start: Instant) {
+    tracing::info!(ms = (start.elapsed().as_secs_f64() * 1e4).round() / 10.0, "{what}");
+}
+
+/// How the checkpoint's authors would draw: greedily where they say not to sample.
+pub(crate) fn default_temperature(generation: &GenerationConfig) -> Option<f32> {
+    if generation.do_sample == Some(false) { Some(0.0) } else { generation.temperature }
+}
+
+/// Changes when outputs could.
+fn fingerprint(
+    files: &ModelFiles,
+    text: &Digest,
+    weights: &Digest,
+    precision: Precision,
+    device: &str,
+) -> String {
+    let program = [env!("CARGO_PKG_VERSION"), precision.name(), device].map(str::as_bytes);
+    let configs = [Some(&files.config), files.generation.as_ref()].into_iter().flatten().map(Vec::as_slice);
+    let all = digest(program.into_iter().chain(configs).chain([text.as_slice(), weights.as_slice()]));
+    let hex: String = all.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    format!("fp_{hex}")
+}
+
+/// Over pieces of the weights: all of them would take as long as loading.
+fn sample(checkpoint: &Checkpoint) -> Digest {
+    let mut tensors: Vec<_> = checkpoint.tensors().collect();
+    tensors.sort_by_key(|tensor| tensor.name);
+    let step = tensors.len().div_ceil(SAMPLED_TENSORS).max(1);
+    digest(tensors.iter().step_by(step).map(|tensor| &tensor.bytes[..tensor.bytes.len().min(SAMPLED_BYTES)]))
+}
+
+fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}

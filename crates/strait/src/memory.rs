@@ -1,0 +1,308 @@
+//! Policy about memory: how many KV blocks, and how long a context. All of it is decided here,
+//! before a weight is packed, and printed with its arithmetic.
+
+use std::fmt;
+
+use anyhow::{Context as _, ensure};
+use kernels::{Backend as _, Cpu, Precision, StepLimits};
+use model::forward;
+use model::plan::Parameters;
+use model::spec::{Mlp, ModelSpec};
+
+use crate::size::show;
+
+/// Bytes of logits that one step may return: rows enough for every sequence, and for scoring
+/// prompts at a decent pace without a gigabyte for large vocabularies.
+const LOGITS_BYTES: usize = 64 << 20;
+/// Slots are numbered in 32 bits.
+const SLOTS_MAX: u64 = u32::MAX as u64;
+/// Assumed where the system does not tell what is free.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
+
+/// What the owner wants.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct MemoryPolicy {
+    /// `None`: what `sequences` full contexts need, within `share`.
+    pub kv_bytes: Option<u64>,
+    /// Of the available memory, for weights, buffers and KV pool together.
+    pub share: f64,
+    /// `None`: the checkpoint's.
+    pub context_len: Option<usize>,
+    /// A context that must shrink is an error.
+    pub strict_context: bool,
+    /// Computed together.
+    pub sequences: usize,
+    pub step_tokens: usize,
+    pub block_len: usize,
+}
+
+/// What is taken of it. `Display` is the table of `--dry-run`.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct MemoryPlan {
+    pub limits: StepLimits,
+    /// As packed; an estimate until the weights are loaded.
+    pub weight_bytes: u64,
+    pub kv_bytes: u64,
+    pub kv_bytes_per_token: u64,
+    /// Activations, scratch and logits of the largest step.
+    pub buffer_bytes: u64,
+    /// `None`: the system does not tell.
+    pub available_bytes: Option<u64>,
+    pub precision: Precision,
+    /// What the owner should know, with the arithmetic.
+    pub notes: Vec<String>,
+}
+
+impl MemoryPolicy {
+    /// `backend` reserves the scratch of the largest step, whose size nobody else knows.
+    pub(crate) fn plan(
+        &self,
+        spec: &ModelSpec,
+        backend: &mut Cpu,
+        available_bytes: Option<u64>,
+    ) -> anyhow::Result<MemoryPlan> {
+        let precision = backend.precision();
+        let wanted = self.context_len.unwrap_or(spec.context_len);
+        ensure!(
+            wanted <= spec.context_len,
+            "max-model-len: {wanted} is more than the {} positions that this checkpoint was made for; give at most \
+             that",
+            spec.context_len
+        );
+        let mut limits = self.limits(spec, wanted);
+        backend.reserve(forward::workspace(spec, &limits)).context("the buffers of a step")?;
+        let buffer_bytes = (forward::activation_bytes(spec, limits.tokens)
+            + backend.scratch_bytes()
+            + limits.outputs * limits.vocab_size * 4) as u64;
+        let weight_bytes = packed_weight_bytes(spec, precision);
+        let kv_bytes_per_token = spec.kv_bytes_per_token(precision.size()) as u64;
+        let block_bytes = kv_bytes_per_token * limits.block_len as u64;
+        let pool = match self.kv_bytes {
+            Some(bytes) => Pool { bytes, of: "--kv-cache-memory".into() },
+            None => self.pool_within(available_bytes, weight_bytes, buffer_bytes)?,
+        };
+        // Of block 0 nothing is lent: padding points to it.
+        let lendable = (pool.bytes / block_bytes).min(SLOTS_MAX / limits.block_len as u64).saturating_sub(1);
+        ensure!(
+            lendable > 0,
+            "{} ({}) holds no two KV blocks of {} ({} tokens of {kv_bytes_per_token} B); give more, or a smaller \
+             --block-size",
+            show(pool.bytes),
+            pool.of,
+            show(block_bytes),
+            limits.block_len
+        );
+        let enough = (self.sequences * limits.table_width()) as u64;
+        limits.n_blocks = 1 + if self.kv_bytes.is_some() { lendable } else { lendable.min(enough) } as usize;
+        let mut notes = Vec::new();
+        let room = (limits.n_blocks - 1) * limits.block_len;
+        if room < wanted {
+            let arithmetic = format!(
+                "{} ({}) / ({} tokens of {kv_bytes_per_token} B a block) = {} blocks, less one of padding, hold \
+                 {room} tokens; the context asked for is {wanted}",
+                show(pool.bytes),
+                pool.of,
+                limits.block_len,
+                limits.n_blocks,
+            );
+            ensure!(
+                !self.strict_context,
+                "{arithmetic}; give more --kv-cache-memory, a --max-model-len of at most {room}, or leave out \
+                 --strict-context"
+            );
+            limits.context_len = room;
+            notes.push(format!("the context shrinks to {room} tokens: {arithmetic}"));
+        }
+        let kv_bytes = limits.n_blocks as u64 * block_bytes;
+        let plan = MemoryPlan {
+            limits,
+            weight_bytes,
+            kv_bytes,
+            kv_bytes_per_token,
+            buffer_bytes,
+            available_bytes,
+            precision,
+            notes,
+        };
+        Ok(plan.with_warnings())
+    }
+
+    /// All but the number of blocks.
+    fn limits(&self, spec: &ModelSpec, context_len: usize) -> StepLimits {
+        let outputs = LOGITS_BYTES / (4 * spec.vocab_size);
+        StepLimits {
+            tokens: self.step_tokens,
+            rows: self.sequences,
+            outputs: outputs.max(self.sequences).min(self.step_tokens),
+            vocab_size: spec.vocab_size,
+            context_len,
+            block_len: self.block_len,
+            n_blocks: 2,
+        }
+    }
+
+    fn pool_within(&self, available: Option<u64>, weights: u64, buffers: u64) -> anyhow::Result<Pool> {
+        let memory = available.unwrap_or(UNKNOWN_MEMORY);
+        let ours = (memory as f64 * self.share) as u64;
+        let bytes = ours.saturating_sub(weights + buffers);
+        let of = format!(
+            "{} available x {} - {} of weights - {} of buffers",
+            show(memory),
+            self.share,
+            show(weights),
+            show(buffers)
+        );
+        ensure!(
+            bytes > 0,
+            "no memory is left for the KV pool: {of}; give more --memory-utilization, or a smaller model"
+        );
+        Ok(Pool { bytes, of })
+    }
+}
+
+struct Pool {
+    bytes: u64,
+    /// How the number came about.
+    of: String,
+}
+
+impl MemoryPlan {
+    pub(crate) fn pool_tokens(&self) -> usize {
+        (self.limits.n_blocks - 1) * self.limits.block_len
+    }
+
+    /// Sequences of a full context that fit.
+    pub(crate) fn sessions(&self) -> usize {
+        (self.limits.n_blocks - 1) / self.limits.table_width()
+    }
+
+    fn total_bytes(&self) -> u64 {
+        self.weight_bytes + self.kv_bytes + self.buffer_bytes
+    }
+
+    fn with_warnings(mut self) -> Self {
+        if let Some(available) = self.available_bytes.filter(|available| self.total_bytes() > *available) {
+            let total = show(self.total_bytes());
+            self.notes.push(format!(
+                "weights, KV pool and buffers need {total}, but only {} are available now: the system may run out",
+                show(available)
+            ));
+        }
+        self
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let l = &self.limits;
+        let mut row =
+            |what: &str, bytes: u64, note: String| writeln!(f, "  {what:<10}{:>12}   {note}", show(bytes));
+        row("weights", self.weight_bytes, format!("in {}", self.precision.name()))?;
+        let pool = format!(
+            "{} tokens in {} blocks of {}: {} sessions of {} tokens, {} B a token",
+            self.pool_tokens(),
+            l.n_blocks - 1,
+            l.block_len,
+            self.sessions(),
+            l.context_len,
+            self.kv_bytes_per_token
+        );
+        row("KV pool", self.kv_bytes, pool)?;
+        let step = format!("for steps of {} tokens in {} sequences", l.tokens, l.rows);
+        row("buffers", self.buffer_bytes, step)?;
+        let of = self.available_bytes.map_or("what is available is not known".into(), |available| {
+            format!("of {} available", show(available))
+        });
+        row("together", self.total_bytes(), of)?;
+        self.notes.iter().try_for_each(|note| writeln!(f, "  {note}"))
+    }
+}
+
+/// Weights as the CPU packs them, less the padding of panels: the keys' half of `kv_b_proj` is there
+/// twice, for absorbing and for expanding, and routers stay in f32.
+fn packed_weight_bytes(spec: &ModelSpec, precision: Precision) -> u64 {
+    let parameters = Parameters::of(spec);
+    let d = &spec.mla;
+    let keys_again = (spec.n_layers() * d.n_heads * d.qk_nope_head_dim * d.kv_lora_rank) as u64;
+    let routers: usize = spec
+        .layers
+        .iter()
+        .map(|layer| match layer {
+            Mlp::Dense { .. } => 0,
+            Mlp::Moe(moe) => moe.rule.n_experts * spec.hidden_size,
+        })
+        .sum();
+    let element = precision.size() as u64;
+    (parameters.total() + keys_again) * element + routers as u64 * (4 - element)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 3 layers of a latent of 48 numbers: 576 B a token in f32, context 2048.
+    const CONFIG: &[u8] = include_bytes!("../../../tests/goldens/v3-tied-f32/config.json");
+
+    fn policy() -> MemoryPolicy {
+        MemoryPolicy {
+            kv_bytes: None,
+            share: 0.5,
+            context_len: None,
+            strict_context: false,
+            sequences: 4,
+            step_tokens: 32,
+            block_len: 64,
+        }
+    }
+
+    fn plan(policy: &MemoryPolicy, available: u64) -> anyhow::Result<MemoryPlan> {
+        let spec = ModelSpec::parse(CONFIG).unwrap();
+        policy.plan(&spec, &mut Cpu::new(1, Precision::F32), Some(available))
+    }
+
+    #[test]
+    fn with_plenty_the_pool_is_what_the_sequences_need() {
+        let plan = plan(&policy(), 8 << 30).unwrap();
+        assert_eq!((plan.limits.context_len, plan.limits.n_blocks, plan.sessions()), (2048, 4 * 32 + 1, 4));
+        assert_eq!(plan.kv_bytes, 129 * 64 * 576);
+        assert!(plan.notes.is_empty(), "{:?}", plan.notes);
+        assert!(
+            plan.to_string().contains("8192 tokens in 128 blocks of 64: 4 sessions of 2048 tokens"),
+            "{plan}"
+        );
+    }
+
+    #[test]
+    fn a_context_beyond_the_pool_shrinks_with_its_arithmetic() {
+        let small = MemoryPolicy { kv_bytes: Some(10 * 64 * 576), ..policy() };
+        let shrunk = plan(&small, 8 << 30).unwrap();
+        assert_eq!((shrunk.limits.context_len, shrunk.limits.n_blocks), (9 * 64, 10));
+        assert!(
+            shrunk.notes[0].contains("= 10 blocks, less one of padding, hold 576 tokens"),
+            "{:?}",
+            shrunk.notes
+        );
+        let strict = MemoryPolicy { strict_context: true, ..small };
+        let error = plan(&strict, 8 << 30).unwrap_err().to_string();
+        assert!(error.contains("at most 576"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (policy, available, expected) in [
+            (MemoryPolicy { kv_bytes: Some(64 * 576), ..policy() }, 8 << 30, "holds no two KV blocks"),
+            (policy(), 1 << 20, "no memory is left for the KV pool"),
+            (MemoryPolicy { context_len: Some(4096), ..policy() }, 8 << 30, "the 2048 positions"),
+        ] {
+            let error = plan(&policy, available).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_than_is_free_is_told() {
+        let greedy = MemoryPolicy { kv_bytes: Some(1 << 30), ..policy() };
+        let plan = plan(&greedy, 1 << 29).unwrap();
+        assert!(plan.notes[0].contains("the system may run out"), "{:?}", plan.notes);
+    }
+}

@@ -1,0 +1,270 @@
+//! `strait serve`: the port first, then the model, then answers until told to stop.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use clap::Args;
+use server::{App, Build, Defaults, KvCacheInfo, Options, ServedModel};
+use tokio::net::TcpListener;
+use tokio::sync::oneshot;
+
+use crate::failure::Failure;
+use crate::flags::{ModelFlags, ServerFlags};
+use crate::load::{self, Loaded};
+use crate::model_dir::ModelFiles;
+use crate::settings::{self, ModelSettings, ServerSettings};
+use crate::size::show;
+use crate::{logging, print};
+
+const ORDER: &str = "\
+Each option can be given as a flag, as STRAIT_* in the environment, or by the flag's name in the file of \
+--config; flags go before the environment, and that before the file. Repeatable options are separated by \
+commas in the environment.";
+
+/// Serve a model behind the OpenAI API
+#[derive(Debug, Args)]
+#[command(after_help = ORDER)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    model: ModelFlags,
+    #[command(flatten)]
+    server: ServerFlags,
+    /// File of options (TOML); see configs/strait.example.toml
+    #[arg(long, env = "STRAIT_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the memory plan and end, without loading weights
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub(crate) fn main(flags: Flags) -> Result<(), Failure> {
+    let start = Instant::now();
+    let Flags { mut model, mut server, config, dry_run } = flags;
+    if let Some(file) = config {
+        (model, server) = settings::with_file(&file, &model, &server)?;
+    }
+    let model = ModelSettings::build(&model, ServerSettings::sequences(&server)?)?;
+    let server = ServerSettings::build(&server)?;
+    if dry_run {
+        return dry(&model);
+    }
+    logging::start(&server.log);
+    let files = ModelFiles::open(&model.source)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(serve(files, model, server, start));
+    // Clients are done. Threads that still load or compute are not waited for.
+    runtime.shutdown_background();
+    ended
+}
+
+fn dry(settings: &ModelSettings) -> Result<(), Failure> {
+    logging::start(&logging::quiet());
+    let files = ModelFiles::open(&settings.source)?;
+    let (spec, plan) = load::plan(&files, settings)?;
+    print(&format!("{} ({}), {} layers\n{plan}", files.name, spec.model_type, spec.n_layers()))
+}
+
+async fn serve(
+    files: ModelFiles,
+    model: ModelSettings,
+    server: ServerSettings,
+    start: Instant,
+) -> Result<(), Failure> {
+    // Listened to before there is anything to stop: a signal while loading ends it in good order.
+    let shutdown = stop_signal()?;
+    let listener = TcpListener::bind((server.host.as_str(), server.port)).await;
+    let listener = listener.with_context(|| format!("cannot listen on {}:{}", server.host, server.port))?;
+    let url = format!("http://{}", listener.local_addr()?);
+    tracing::info!("listening on {url}");
+    let names = if server.names.is_empty() { vec![files.name.clone()] } else { server.names.clone() };
+    let app = App::new(options(&server, &names));
+
+    let (failed, failure) = oneshot::channel();
+    let loading = app.clone();
+    thread::Builder::new().name("load".into()).spawn(move || {
+        let outcome = load_and_run(&files, &model, &server, &loading, |loaded| {
+            welcome(loaded, &url, &names[0], !server.api_keys.is_empty(), start);
+        });
+        let _ = failed.send(outcome); // nobody listens any more once the server has ended
+    })?;
+
+    let serving = pin!(server::run(listener, app, shutdown));
+    tokio::select! {
+        ended = serving => Ok(ended?),
+        failed = failure => match failed {
+            Ok(Err(error)) => Err(Failure::Runtime(error)),
+            _ => Err(Failure::Runtime(anyhow::anyhow!("the engine has stopped after a fault; the lines above have the cause"))),
+        },
+    }
+}
+
+fn options(settings: &ServerSettings, names: &[String]) -> Options {
+    Options {
+        names: names.to_vec(),
+        api_keys: settings.api_keys.clone(),
+        cors_origins: settings.cors_origins.clone(),
+        body_bytes_max: settings.body_bytes_max,
+        read_timeout: settings.read_timeout,
+        stall_timeout: settings.stall_timeout,
+        keep_alive: settings.keep_alive,
+        grace: settings.grace,
+        build: build(),
+    }
+}
+
+fn build() -> Build {
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    Build {
+        version: env!("CARGO_PKG_VERSION").into(),
+        commit: option_env!("GIT_COMMIT").unwrap_or("unknown").into(),
+        build: format!("{profile} {}-{}", std::env::consts::ARCH, std::env::consts::OS),
+    }
+}
+
+/// Loads, opens the service, and stays until the engine's thread ends: only a fault ends it early.
+fn load_and_run(
+    files: &ModelFiles,
+    model: &ModelSettings,
+    server: &ServerSettings,
+    app: &App,
+    ready: impl FnOnce(&Welcome),
+) -> anyhow::Result<()> {
+    let loaded = load::load(files, model, &|share| app.set_progress(share))?;
+    let welcome = Welcome::of(&loaded, model.threads);
+    let Loaded { model, text, eos_ids, generation, plan, fingerprint, device } = loaded;
+    let defaults = Defaults {
+        temperature: load::default_temperature(&generation),
+        top_p: generation.top_p,
+        top_k: generation.top_k,
+        repetition_penalty: generation.repetition_penalty,
+    };
+    let options =
+        engine::Options { max_waiting: server.max_waiting, sampled_vocab: text.tokenizer.vocab_size() };
+    let (engine, thread) = engine::start(model, options);
+    app.set_model(ServedModel {
+        engine: Box::new(engine),
+        tokenizer: text.tokenizer,
+        chat_template: text.template,
+        eos_ids,
+        defaults,
+        context_len: plan.limits.context_len,
+        vocab_size: plan.limits.vocab_size,
+        fingerprint,
+        max_waiting: server.max_waiting,
+        device,
+        kv_cache: KvCacheInfo {
+            block_len: plan.limits.block_len,
+            n_blocks: plan.limits.n_blocks,
+            dtype: plan.precision.name().into(),
+        },
+    });
+    ready(&welcome);
+    let _ = thread.join(); // a panic has been printed by its thread
+    Ok(())
+}
+
+/// What the log says once the model is there.
+struct Welcome {
+    family: String,
+    parameters: u64,
+    dtype: &'static str,
+    device: String,
+    threads: usize,
+    plan: crate::memory::MemoryPlan,
+}
+
+impl Welcome {
+    fn of(loaded: &Loaded, threads: usize) -> Self {
+        let spec = loaded.model.spec();
+        Self {
+            family: spec.model_type.clone(),
+            parameters: model::plan::Parameters::of(spec).total(),
+            dtype: loaded.plan.precision.name(),
+            device: loaded.device.clone(),
+            threads,
+            plan: loaded.plan.clone(),
+        }
+    }
+}
+
+fn welcome(of: &Welcome, url: &str, name: &str, with_key: bool, start: Instant) {
+    let plan = &of.plan;
+    let millions = of.parameters as f64 / 1e6;
+    tracing::info!("model {name}: {}, {millions:.1} M parameters in {}", of.family, of.dtype);
+    tracing::info!("device {}, {} threads", of.device, of.threads);
+    tracing::info!(
+        "memory: weights {}, KV pool {} = {} tokens = {} sessions of {} tokens, buffers {}",
+        show(plan.weight_bytes),
+        show(plan.kv_bytes),
+        plan.pool_tokens(),
+        plan.sessions(),
+        plan.limits.context_len,
+        show(plan.buffer_bytes)
+    );
+    plan.notes.iter().for_each(|note| tracing::warn!("{note}"));
+    tracing::info!("serving {name} at {url} after {} ms", start.elapsed().as_millis());
+    let key = if with_key { " -H 'Authorization: Bearer KEY'" } else { "" };
+    let body = format!(r#"{{"model":"{name}","messages":[{{"role":"user","content":"Hello"}}]}}"#);
+    tracing::info!(
+        "try: curl {url}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
+    );
+}
+
+/// Resolves at the first SIGTERM or SIGINT; a second one ends the process at once.
+fn stop_signal() -> anyhow::Result<impl Future<Output = ()> + use<>> {
+    let mut signals = Signals::new().context("signals cannot be received")?;
+    let (stop, stopped) = oneshot::channel();
+    tokio::spawn(async move {
+        signals.next().await;
+        let _ = stop.send(()); // the server has ended by itself
+        signals.next().await;
+        tracing::warn!("stopped at once by a second signal");
+        std::process::exit(1);
+    });
+    Ok(async {
+        // The sender is dropped only after it was used, or with the runtime.
+        let _ = stopped.await;
+    })
+}
+
+#[cfg(unix)]
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        // An error means that no signal will ever come.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}

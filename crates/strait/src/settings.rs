@@ -1,0 +1,376 @@
+//! What was built and checked from the flags: after [`ModelSettings::build`] and
+//! [`ServerSettings::build`] nobody looks at text again.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Value};
+use kernels::Precision;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+
+use crate::failure::Failure;
+use crate::flags::{ModelFlags, ServerFlags};
+use crate::memory::MemoryPolicy;
+use crate::{machine, size};
+
+/// Which checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelSource {
+    /// The one that is part of the program.
+    Demo,
+    Directory(PathBuf),
+}
+
+/// What to load and how.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelSettings {
+    pub source: ModelSource,
+    /// `None`: as the checkpoint is stored.
+    pub dtype: Option<Precision>,
+    /// `None`: as the weights.
+    pub kv_dtype: Option<Precision>,
+    pub threads: usize,
+    pub memory: MemoryPolicy,
+}
+
+/// How to serve it.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerSettings {
+    pub host: String,
+    pub port: u16,
+    /// Empty: the checkpoint's own name.
+    pub names: Vec<String>,
+    pub api_keys: Vec<String>,
+    pub cors_origins: Vec<String>,
+    pub max_waiting: usize,
+    pub body_bytes_max: usize,
+    pub read_timeout: Duration,
+    pub stall_timeout: Duration,
+    pub keep_alive: Duration,
+    pub grace: Duration,
+    pub log: LogSettings,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct LogSettings {
+    pub json: bool,
+    pub levels: Targets,
+}
+
+/// Everything that is wrong with the options, each as `option: what and what to do`.
+#[derive(Default)]
+struct Wrong(Vec<String>);
+
+impl Wrong {
+    fn note<T>(&mut self, option: &str, checked: Result<T, String>) -> Option<T> {
+        checked.map_err(|what| self.0.push(format!("{option}: {what}"))).ok()
+    }
+
+    fn none_or<T>(self, value: Option<T>) -> Result<T, Failure> {
+        match value {
+            Some(value) if self.0.is_empty() => Ok(value),
+            _ => Err(Failure::Usage(self.0.join("\n"))),
+        }
+    }
+}
+
+impl ModelSettings {
+    /// `sequences`: how many are computed together.
+    pub(crate) fn build(flags: &ModelFlags, sequences: usize) -> Result<Self, Failure> {
+        let mut wrong = Wrong::default();
+        let text = |field: &'_ Option<String>| field.clone().unwrap_or_else(|| "auto".into());
+        wrong.note("device", check_device(&text(&flags.device)));
+        wrong.note("quantize", check_quantize(flags.quantize.as_deref().unwrap_or("none")));
+        let dtype = wrong.note("dtype", precision(&text(&flags.dtype)));
+        let kv_dtype = wrong.note("kv-cache-dtype", precision(&text(&flags.kv_cache_dtype)));
+        let threads = wrong.note("threads", within(flags.threads, machine::default_threads(), 1, 1 << 10));
+        let context_len = wrong.note("max-model-len", optional(flags.max_model_len, 1, 1 << 26));
+        let kv_bytes =
+            wrong.note("kv-cache-memory", flags.kv_cache_memory.as_deref().map(size::parse).transpose());
+        let share = wrong.note("memory-utilization", share(flags.memory_utilization.unwrap_or(0.7)));
+        let block_len = wrong.note("block-size", within(flags.block_size, 64, 1, 1 << 12));
+        let step_tokens =
+            wrong.note("max-num-batched-tokens", within(flags.max_num_batched_tokens, 512, 1, 1 << 16));
+        let source = ModelSource::of(flags.model.as_deref().unwrap_or("demo"));
+        let build = || {
+            let (kv_bytes, share) = (kv_bytes?, share?);
+            let (context_len, strict_context) = (context_len?, flags.strict_context);
+            let (block_len, step_tokens) = (block_len?, step_tokens?);
+            let memory = MemoryPolicy {
+                kv_bytes,
+                share,
+                context_len,
+                strict_context,
+                sequences,
+                step_tokens,
+                block_len,
+            };
+            Some(Self { source, dtype: dtype?, kv_dtype: kv_dtype?, threads: threads?, memory })
+        };
+        let built = build();
+        wrong.none_or(built)
+    }
+}
+
+impl ModelSource {
+    pub(crate) fn of(text: &str) -> Self {
+        if text == "demo" { Self::Demo } else { Self::Directory(PathBuf::from(text)) }
+    }
+}
+
+impl ServerSettings {
+    pub(crate) fn build(flags: &ServerFlags) -> Result<Self, Failure> {
+        let mut wrong = Wrong::default();
+        let names = wrong.note("served-model-name", filled(&flags.served_model_name));
+        let api_keys = wrong.note("api-key", filled(&flags.api_key));
+        let cors_origins = wrong.note("cors-origin", filled(&flags.cors_origin));
+        let max_waiting = wrong.note("max-queue", within(flags.max_queue, 1024, 1, 1 << 20));
+        let body = size::parse(flags.max_body_size.as_deref().unwrap_or("16MiB"));
+        let body =
+            wrong.note("max-body-size", body.and_then(|n| within(Some(n as usize), 0, 1 << 10, 1 << 30)));
+        let read_timeout = wrong.note("read-timeout", seconds(flags.read_timeout, 30.0));
+        let stall_timeout = wrong.note("stall-timeout", seconds(flags.stall_timeout, 30.0));
+        let keep_alive = wrong.note("keep-alive", seconds(flags.keep_alive, 15.0));
+        let grace = wrong.note("grace-period", seconds(flags.grace_period, 30.0));
+        let json = wrong.note("log-format", log_format(flags.log_format.as_deref().unwrap_or("text")));
+        let levels = wrong.note("log-level", log_levels(flags.log_level.as_deref().unwrap_or("info")));
+        let build = || {
+            Some(Self {
+                host: flags.host.clone().unwrap_or_else(|| "127.0.0.1".into()),
+                port: flags.port.unwrap_or(8000),
+                names: names?,
+                api_keys: api_keys?,
+                cors_origins: cors_origins?,
+                max_waiting: max_waiting?,
+                body_bytes_max: body?,
+                read_timeout: read_timeout?,
+                stall_timeout: stall_timeout?,
+                keep_alive: keep_alive?,
+                grace: grace?,
+                log: LogSettings { json: json?, levels: levels? },
+            })
+        };
+        let built = build();
+        wrong.none_or(built)
+    }
+
+    /// Of `--max-num-seqs`, which sizes the model's memory too.
+    pub(crate) fn sequences(flags: &ServerFlags) -> Result<usize, Failure> {
+        let mut wrong = Wrong::default();
+        let n = wrong.note("max-num-seqs", within(flags.max_num_seqs, 64, 1, 1 << 12));
+        wrong.none_or(n)
+    }
+}
+
+/// Flags and environment, as clap has merged them, over the file.
+pub(crate) fn with_file(
+    file: &Path,
+    model: &ModelFlags,
+    server: &ServerFlags,
+) -> Result<(ModelFlags, ServerFlags), Failure> {
+    let usage = |error: String| Failure::Usage(format!("{}: {error}", file.display()));
+    let toml = Figment::from(Toml::file_exact(file));
+    let in_file: Dict = toml.extract().map_err(|error| usage(error.to_string()))?;
+    let known: BTreeSet<String> =
+        [keys(&ModelFlags::default()), keys(&ServerFlags::default())].concat().into_iter().collect();
+    let unknown: Vec<&str> = in_file.keys().filter(|key| !known.contains(*key)).map(String::as_str).collect();
+    if !unknown.is_empty() {
+        let known: Vec<String> = known.into_iter().collect();
+        return Err(usage(format!("no such option: {}; there are {}", unknown.join(", "), known.join(", "))));
+    }
+    Ok((over(&toml, model).map_err(usage)?, over(&toml, server).map_err(usage)?))
+}
+
+fn over<T: Serialize + DeserializeOwned>(toml: &Figment, typed: &T) -> Result<T, String> {
+    let given = fields(typed).into_iter().filter(|(_, value)| is_given(value));
+    let given = given.fold(toml.clone(), |figment, (key, value)| figment.merge((key, value)));
+    given.extract().map_err(|error| error.to_string())
+}
+
+fn keys<T: Serialize>(flags: &T) -> Vec<String> {
+    fields(flags).into_keys().collect()
+}
+
+fn fields<T: Serialize>(flags: &T) -> Dict {
+    Value::serialize(flags).ok().and_then(Value::into_dict).unwrap_or_default()
+}
+
+/// Flags that were not typed are absent, empty or false.
+fn is_given(value: &Value) -> bool {
+    match value {
+        Value::Empty(..) => false,
+        Value::Bool(_, set) => *set,
+        Value::Array(_, items) => !items.is_empty(),
+        _ => true,
+    }
+}
+
+fn check_device(text: &str) -> Result<(), String> {
+    match text {
+        "auto" | "cpu" => Ok(()),
+        text if text == "cuda" || text.starts_with("cuda:") => {
+            Err("this build has no CUDA backend yet; use auto or cpu".into())
+        }
+        other => Err(format!("{other:?} is no device; use auto or cpu")),
+    }
+}
+
+fn check_quantize(text: &str) -> Result<(), String> {
+    match text {
+        "none" => Ok(()),
+        other => Err(format!("{other:?}: weights are not quantized by this version; use none")),
+    }
+}
+
+/// `None`: auto.
+pub(crate) fn precision(text: &str) -> Result<Option<Precision>, String> {
+    match text {
+        "auto" => Ok(None),
+        "bf16" => Ok(Some(Precision::Bf16)),
+        "f32" => Ok(Some(Precision::F32)),
+        other => Err(format!("{other:?} is not computed with; use auto, bf16 or f32")),
+    }
+}
+
+fn within(typed: Option<usize>, default: usize, least: usize, most: usize) -> Result<usize, String> {
+    match typed.unwrap_or(default) {
+        n if (least..=most).contains(&n) => Ok(n),
+        n => Err(format!("{n} is out of range; give a number from {least} to {most}")),
+    }
+}
+
+fn optional(typed: Option<usize>, least: usize, most: usize) -> Result<Option<usize>, String> {
+    typed.map(|n| within(Some(n), n, least, most)).transpose()
+}
+
+fn share(x: f64) -> Result<f64, String> {
+    if x > 0.0 && x <= 1.0 { Ok(x) } else { Err(format!("{x} is no share; give a number above 0, up to 1")) }
+}
+
+fn seconds(typed: Option<f64>, default: f64) -> Result<Duration, String> {
+    match typed.unwrap_or(default) {
+        s if (0.001..=86_400.0).contains(&s) => Ok(Duration::from_secs_f64(s)),
+        s => Err(format!("{s} is out of range; give seconds from 0.001 to 86400")),
+    }
+}
+
+fn filled(list: &[String]) -> Result<Vec<String>, String> {
+    if list.iter().any(|item| item.trim().is_empty()) { Err("is empty".into()) } else { Ok(list.to_vec()) }
+}
+
+/// Whether it is JSON.
+fn log_format(text: &str) -> Result<bool, String> {
+    match text {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        other => Err(format!("{other:?} is no format; use text or json")),
+    }
+}
+
+fn log_levels(text: &str) -> Result<Targets, String> {
+    // A word alone would pass as the name of a target.
+    let is_level =
+        |part: &str| part.contains('=') || (!part.is_empty() && LevelFilter::from_str(part).is_ok());
+    let refused =
+        || format!("{text:?} is no level; use off, error, warn, info, debug, trace or target=level");
+    if !text.split(',').all(|part| is_level(part.trim())) {
+        return Err(refused());
+    }
+    text.parse().map_err(|_| refused())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn model_flags(change: impl FnOnce(&mut ModelFlags)) -> Result<ModelSettings, Failure> {
+        let mut flags = ModelFlags::default();
+        change(&mut flags);
+        ModelSettings::build(&flags, 4)
+    }
+
+    #[test]
+    fn options_that_would_do_nothing_are_refused_all_at_once() {
+        let wrong = model_flags(|flags| {
+            flags.device = Some("cuda:1".into());
+            flags.quantize = Some("q8_0".into());
+            flags.dtype = Some("fp8".into());
+            flags.threads = Some(0);
+            flags.kv_cache_memory = Some("much".into());
+            flags.memory_utilization = Some(f64::NAN);
+            flags.block_size = Some(0);
+        })
+        .unwrap_err()
+        .to_string();
+        let named: Vec<&str> = wrong.lines().filter_map(|line| line.split(':').next()).collect();
+        let expected =
+            ["device", "quantize", "dtype", "threads", "kv-cache-memory", "memory-utilization", "block-size"];
+        assert_eq!(named, expected, "{wrong}");
+        assert!(wrong.contains("this build has no CUDA backend yet"), "{wrong}");
+    }
+
+    #[test]
+    fn defaults_are_usable() {
+        let settings = model_flags(|_| ()).unwrap();
+        assert_eq!((settings.source, settings.dtype), (ModelSource::Demo, None));
+        assert!(settings.threads >= 1 && settings.memory.block_len == 64);
+        let server = ServerSettings::build(&ServerFlags::default()).unwrap();
+        assert_eq!((server.host.as_str(), server.port, server.body_bytes_max), ("127.0.0.1", 8000, 16 << 20));
+    }
+
+    #[test]
+    fn log_levels_are_levels() {
+        for (text, fine) in [("info", true), ("info,server=debug", true), ("chatty", false), ("", false)] {
+            assert_eq!(log_levels(text).is_ok(), fine, "{text:?}");
+        }
+    }
+
+    fn in_file(toml: &str) -> Result<(ModelFlags, ServerFlags), Failure> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), toml).unwrap();
+        let model = ModelFlags { threads: Some(3), ..ModelFlags::default() };
+        with_file(file.path(), &model, &ServerFlags { port: Some(1), ..ServerFlags::default() })
+    }
+
+    #[test]
+    fn flags_go_before_the_file() {
+        let (model, server) =
+            in_file("threads = 7\nport = 9\nblock-size = 16\nstrict-context = true\napi-key = ['a', 'b']")
+                .unwrap();
+        assert_eq!((model.threads, model.block_size, model.strict_context), (Some(3), Some(16), true));
+        assert_eq!((server.port, server.api_key), (Some(1), vec!["a".to_owned(), "b".to_owned()]));
+    }
+
+    #[test]
+    fn the_file_is_refused_by_key() {
+        for (toml, expected) in [
+            ("prot = 80", "prot"),
+            ("max-num-seqs = 'many'", "max-num-seqs"),
+            ("host = 5", "host"),
+            ("port = ", "TOML parse error"),
+        ] {
+            let error = in_file(toml).unwrap_err();
+            assert!(matches!(&error, Failure::Usage(what) if what.contains(expected)), "{toml}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_example_shows_every_option() {
+        let example = include_str!("../../../configs/strait.example.toml");
+        let shown: Vec<&str> = example.lines().filter_map(|line| line.strip_prefix('#')).collect();
+        let options = shown.into_iter().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+        let toml = options.collect::<Vec<_>>().join("\n");
+        let (model, server) = in_file(&toml).unwrap();
+        ModelSettings::build(&model, ServerSettings::sequences(&server).unwrap()).unwrap();
+        ServerSettings::build(&server).unwrap();
+        let shown: Dict = Figment::from(Toml::string(&toml)).extract().unwrap();
+        let all = [keys(&ModelFlags::default()), keys(&ServerFlags::default())].concat();
+        assert_eq!(shown.into_keys().collect::<BTreeSet<_>>(), all.into_iter().collect());
+    }
+}

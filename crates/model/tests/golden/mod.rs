@@ -11,8 +11,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
+/// Those of the repository; `STRAIT_GOLDENS` names another directory of the same layout.
 fn goldens() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens")
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
+    std::env::var_os("STRAIT_GOLDENS").map_or_else(own, PathBuf::from)
 }
 
 pub(crate) struct Golden {
@@ -29,7 +31,7 @@ pub(crate) struct Shape {
 }
 
 impl Golden {
-    /// All that the repository holds.
+    /// All in the directory that are of a family that is served.
     pub(crate) fn all() -> Vec<Self> {
         let mut names: Vec<String> = std::fs::read_dir(goldens())
             .unwrap()
@@ -37,6 +39,7 @@ impl Golden {
             .filter(|entry| entry.path().join("golden.json").is_file())
             .map(|entry| entry.file_name().into_string().unwrap())
             .collect();
+        names.retain(|name| !["v32", "glm5"].iter().any(|refused| name.starts_with(refused)));
         names.sort();
         assert!(names.len() >= 7, "goldens are missing: {names:?}");
         names.iter().map(|name| Self::open(name)).collect()

@@ -1,0 +1,114 @@
+//! `strait bench`: a rate card of one checkpoint on this machine.
+
+mod measure;
+
+use clap::Args;
+use kernels::{Cpu, Precision};
+use model::forward::Model;
+use model::tensors;
+use model::weights::default_precision;
+
+use crate::failure::Failure;
+use crate::model_dir::ModelFiles;
+use crate::settings::{ModelSource, precision};
+use crate::{machine, print};
+use measure::{Cases, measure};
+
+/// Measure prefill and decode, beside what memory and arithmetic allow here
+///
+/// In process, without HTTP: how many tokens a second the model computes, at each depth (tokens already
+/// in the cache) and batch (sequences computed together), and what share that is of the memory bandwidth
+/// and the arithmetic that this machine reaches, measured in the same run.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  strait bench --model ./checkpoint -p 512 -n 64 -d 0,2048,8192 -b 1,16")]
+pub(crate) struct Flags {
+    /// `demo` (built in), or a directory with config.json and safetensors
+    #[arg(long, env = "STRAIT_MODEL", value_name = "demo|DIR", default_value = "demo")]
+    model: String,
+    /// What weights and cache are held in; auto is what the checkpoint is stored in
+    #[arg(long, env = "STRAIT_DTYPE", value_name = "auto|bf16|f32", default_value = "auto")]
+    dtype: String,
+    /// Threads to compute with [default: the physical cores]
+    #[arg(long, env = "STRAIT_THREADS", value_name = "N")]
+    threads: Option<usize>,
+    /// Tokens of the prompt; 0 leaves prefill out
+    #[arg(short, long, value_name = "N", default_value_t = 512)]
+    prompt: usize,
+    /// Decode steps of each measurement, at most (a slow one ends after 8 seconds)
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 128)]
+    steps: usize,
+    /// Tokens that are in the cache already
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "0,2048,8192")]
+    depths: Vec<usize>,
+    /// Sequences decoded together
+    #[arg(short, long, value_name = "N,...", value_delimiter = ',', default_value = "1,4,8,16")]
+    batches: Vec<usize>,
+    /// Tokens computed in one prefill step
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    chunk: usize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// More than anybody measures; keeps sizes far from overflow.
+const MOST: usize = 1 << 20;
+
+impl Flags {
+    fn cases(&self) -> Result<Cases, Failure> {
+        let usage = |option: &str, what: &str| Failure::Usage(format!("{option}: {what}"));
+        if self.batches.iter().any(|b| !(1..=1024).contains(b)) {
+            return Err(usage("batches", "give numbers from 1 to 1024"));
+        }
+        if self.depths.iter().chain([&self.prompt]).any(|&n| n > MOST) {
+            return Err(usage("depths, prompt", "give at most 1048576 tokens"));
+        }
+        if !(1..=65536).contains(&self.chunk) || !(1..=MOST).contains(&self.steps) {
+            return Err(usage("chunk, steps", "give numbers above 0"));
+        }
+        Ok(Cases {
+            prompt: self.prompt,
+            steps: self.steps,
+            depths: self.depths.clone(),
+            batches: self.batches.clone(),
+            chunk: self.chunk,
+        })
+    }
+}
+
+pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
+    let mut cases = flags.cases()?;
+    let given = precision(&flags.dtype).map_err(|what| Failure::Usage(format!("dtype: {what}")))?;
+    let threads = flags.threads.unwrap_or_else(machine::default_threads);
+    if !(1..=1024).contains(&threads) {
+        return Err(Failure::Usage("threads: give a number from 1 to 1024".into()));
+    }
+    let files = ModelFiles::open(&ModelSource::of(&flags.model))?;
+    let spec = files.spec()?;
+    let checkpoint = files.checkpoint()?;
+    let checked = tensors::check(&spec, &checkpoint)?;
+    let precision = given.unwrap_or_else(|| default_precision(&checked));
+    for depth in cases.drop_deeper_than(spec.context_len) {
+        eprintln!("depth {depth} is left out: the checkpoint's context is {} tokens", spec.context_len);
+    }
+    let limits = cases.limits(&spec);
+    eprintln!("loading {}", flags.model);
+    let mut model = load(spec, &checked, threads, precision, limits)?;
+    let card = measure(&mut model, &flags.model, &cases, |what| eprintln!("measuring {what}"))?;
+    if flags.json {
+        let json = serde_json::to_string_pretty(&card).map_err(anyhow::Error::from)?;
+        return print(&format!("{json}\n"));
+    }
+    print(&format!("\n{card}"))
+}
+
+fn load(
+    spec: model::spec::ModelSpec,
+    checked: &tensors::Checked<'_>,
+    threads: usize,
+    precision: Precision,
+    limits: kernels::StepLimits,
+) -> anyhow::Result<Model<Cpu>> {
+    let backend = Cpu::new(threads, precision);
+    Ok(Model::load(spec, checked, backend, precision, limits, &mut |_| ())?)
+}

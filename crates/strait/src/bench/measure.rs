@@ -1,0 +1,275 @@
+//! How fast the model runs here, beside what the machine's memory and arithmetic allow, so that each
+//! row says what share of the limit it is.
+
+use kernels::{Cpu, Step, StepLimits};
+use model::forward::Model;
+use model::plan::Parameters;
+use model::spec::ModelSpec;
+use serde::Serialize;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub(crate) struct Cases {
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Steps of a decode measurement, at most.
+    pub steps: usize,
+    pub depths: Vec<usize>,
+    pub batches: Vec<usize>,
+    /// Tokens of one prefill step.
+    pub chunk: usize,
+}
+
+/// A decode measurement ends after so long, if it has a few steps by then.
+const ENOUGH: Duration = Duration::from_secs(8);
+const FEW_STEPS: usize = 8;
+const BLOCK_LEN: usize = 64;
+
+impl Cases {
+    /// Leaves out depths at which a sequence of `context_len` has no room to decode; returns them.
+    pub(crate) fn drop_deeper_than(&mut self, context_len: usize) -> Vec<usize> {
+        let (kept, dropped) = self.depths.iter().partition(|&&depth| depth + FEW_STEPS < context_len);
+        self.depths = kept;
+        dropped
+    }
+
+    /// Sizes for which the model must be loaded.
+    pub(crate) fn limits(&self, spec: &ModelSpec) -> StepLimits {
+        let batch = self.batches.iter().copied().max().unwrap_or(1);
+        let depth = self.depths.iter().copied().max().unwrap_or(0) + self.steps;
+        let context_len = depth.max(self.prompt).min(spec.context_len);
+        StepLimits {
+            tokens: self.chunk.max(batch),
+            rows: batch,
+            outputs: batch,
+            vocab_size: spec.vocab_size,
+            context_len,
+            block_len: BLOCK_LEN,
+            n_blocks: batch * context_len.div_ceil(BLOCK_LEN) + 1,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct RateCard {
+    pub model: String,
+    pub parameters: u64,
+    pub weights: &'static str,
+    pub device: String,
+    pub threads: usize,
+    /// Bytes a second, measured by reading memory far larger than the caches.
+    pub read_bandwidth: f64,
+    /// Operations a second of a product whose operands stay in cache.
+    pub peak_flops: f64,
+    pub prefill: Vec<Prefill>,
+    pub decode: Vec<Decode>,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Prefill {
+    pub tokens: usize,
+    pub tokens_per_second: f64,
+    pub flops: f64,
+}
+
+#[derive(Debug, Serialize)]
+pub(crate) struct Decode {
+    pub depth: usize,
+    pub batch: usize,
+    pub steps: usize,
+    pub tokens_per_second: f64,
+    pub median_step_ms: f64,
+    /// Weights and latent rows that a step must read, experts as many as such a batch hits on average.
+    pub bytes_per_step: f64,
+}
+
+/// One sequence under way: its place among the blocks and how far it is.
+struct Sequences<'a> {
+    limits: &'a StepLimits,
+    /// `[batch]` tokens in the cache
+    len: Vec<usize>,
+}
+
+impl Sequences<'_> {
+    fn block(&self, row: usize, position: usize) -> usize {
+        1 + row * self.limits.table_width() + position / BLOCK_LEN
+    }
+
+    /// The next `n` tokens of each row, as a step that asks for each row's last logits.
+    fn step<T>(&mut self, n: usize, run: impl FnOnce(&Step<'_>) -> T) -> T {
+        let rows = self.len.len();
+        let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        for (row, len) in self.len.iter().enumerate() {
+            for p in *len..len + n {
+                // Tokens that jump about, so that experts are hit as in text.
+                tokens.push(((row * 7919 + p * 104_729) % self.limits.vocab_size) as u32);
+                positions.push(p as u32);
+                slots.push((self.block(row, p) * BLOCK_LEN + p % BLOCK_LEN) as u32);
+            }
+        }
+        self.len.iter_mut().for_each(|len| *len += n);
+        let width = self.limits.table_width();
+        let row_start: Vec<u32> = (0..=rows).map(|r| (r * n) as u32).collect();
+        let kv_len: Vec<u32> = self.len.iter().map(|&len| len as u32).collect();
+        let tables: Vec<u32> = (0..rows * width).map(|i| 1 + i as u32).collect();
+        let outputs: Vec<u32> = (1..=rows).map(|r| (r * n - 1) as u32).collect();
+        run(&Step {
+            tokens: &tokens,
+            positions: &positions,
+            slots: &slots,
+            row_start: &row_start,
+            kv_len: &kv_len,
+            tables: &tables,
+            outputs: &outputs,
+        })
+    }
+}
+
+/// Runs all cases. `tell` hears what is being measured.
+pub(crate) fn measure(
+    model: &mut Model<Cpu>,
+    name: &str,
+    cases: &Cases,
+    mut tell: impl FnMut(&str),
+) -> anyhow::Result<RateCard> {
+    tell("memory bandwidth and arithmetic");
+    let cpu = model.backend_mut();
+    let read_bandwidth = cpu.read_bandwidth(1 << 30)?;
+    let peak_flops = cpu.peak_flops()?;
+    let (device, threads) = (format!("cpu ({})", cpu.isa().name()), cpu.threads());
+    let weights = cpu.precision().name();
+    let mut prefills = Vec::new();
+    if cases.prompt > 0 {
+        tell(&format!("prefill of {} tokens", cases.prompt));
+        prefills.push(prefill(model, cases)?);
+    }
+    let mut decodes = Vec::new();
+    for &depth in &cases.depths {
+        for &batch in &cases.batches {
+            tell(&format!("decode at depth {depth}, batch {batch}"));
+            decodes.push(decode(model, depth, batch, cases.steps)?);
+        }
+    }
+    Ok(RateCard {
+        model: name.to_owned(),
+        parameters: Parameters::of(model.spec()).total(),
+        weights,
+        device,
+        threads,
+        read_bandwidth,
+        peak_flops,
+        prefill: prefills,
+        decode: decodes,
+    })
+}
+
+fn prefill(model: &mut Model<Cpu>, cases: &Cases) -> anyhow::Result<Prefill> {
+    let limits = model.step_limits().clone();
+    let tokens = cases.prompt.min(limits.context_len);
+    let mut logits = Vec::new();
+    let mut best = f64::MAX;
+    for _ in 0..3 {
+        let mut sequences = Sequences { limits: &limits, len: vec![0] };
+        let start = Instant::now();
+        while sequences.len[0] < tokens {
+            let n = cases.chunk.min(tokens - sequences.len[0]);
+            sequences.step(n, |step| model.forward(step, &mut logits))?;
+        }
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let flops = prefill_flops(model.spec(), tokens) / best;
+    Ok(Prefill { tokens, tokens_per_second: tokens as f64 / best, flops })
+}
+
+/// Two operations a weight that a token passes through, and the attention over what came before.
+fn prefill_flops(spec: &ModelSpec, tokens: usize) -> f64 {
+    let p = Parameters::of(spec);
+    let routed = spec.moe().map_or(0.0, |moe| moe.rule.top_k as f64 / moe.rule.n_experts as f64);
+    let a_token =
+        (p.attention + p.dense_mlp + p.shared_experts + p.router) as f64 + p.routed_experts as f64 * routed;
+    let heads = spec.n_layers() * spec.mla.n_heads;
+    let a_pair = (heads * (spec.mla.qk_head_dim() + spec.mla.v_head_dim)) as f64;
+    let pairs = tokens as f64 * (tokens as f64 + 1.0) / 2.0;
+    2.0 * (a_token * tokens as f64 + a_pair * pairs)
+}
+
+fn decode(model: &mut Model<Cpu>, depth: usize, batch: usize, steps: usize) -> anyhow::Result<Decode> {
+    let limits = model.step_limits().clone();
+    let mut sequences = Sequences { limits: &limits, len: vec![0; batch] };
+    while sequences.len[0] < depth {
+        let n = (limits.tokens / batch).max(1).min(depth - sequences.len[0]);
+        sequences.step(n, |step| model.prime(step))?;
+    }
+    let mut logits = Vec::new();
+    let mut times = Vec::new();
+    let start = Instant::now();
+    let room = limits.context_len - depth;
+    // The first step is warm-up: it is not counted.
+    for i in 0..=steps.min(room.saturating_sub(1)) {
+        let before = Instant::now();
+        sequences.step(1, |step| model.forward(step, &mut logits))?;
+        if i > 0 {
+            times.push(before.elapsed().as_secs_f64());
+        }
+        if start.elapsed() > ENOUGH && times.len() >= FEW_STEPS {
+            break;
+        }
+    }
+    anyhow::ensure!(
+        !times.is_empty(),
+        "no room to decode at depth {depth} in a context of {}",
+        limits.context_len
+    );
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    Ok(Decode {
+        depth,
+        batch,
+        steps: times.len(),
+        tokens_per_second: batch as f64 / median,
+        median_step_ms: median * 1e3,
+        bytes_per_step: bytes_per_step(model.spec(), depth, batch, model.backend().precision().size()),
+    })
+}
+
+/// Every weight once, of the routed experts the share that `batch` tokens hit on average, and the
+/// latent rows of each sequence.
+fn bytes_per_step(spec: &ModelSpec, depth: usize, batch: usize, element: usize) -> f64 {
+    let p = Parameters::of(spec);
+    let head = if p.lm_head == 0 { p.embedding } else { p.lm_head };
+    let hit = spec.moe().map_or(0.0, |moe| {
+        1.0 - (1.0 - moe.rule.top_k as f64 / moe.rule.n_experts as f64).powi(batch as i32)
+    });
+    let weights = (p.attention + p.dense_mlp + p.shared_experts + p.router + head) as f64
+        + p.routed_experts as f64 * hit;
+    weights * element as f64 + (batch * depth * spec.kv_bytes_per_token(element)) as f64
+}
+
+impl fmt::Display for RateCard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {:.2} B parameters, {}", self.model, self.parameters as f64 / 1e9, self.weights)?;
+        writeln!(
+            f,
+            "{}, {} threads: reads {:.1} GB/s, computes {:.0} GFLOP/s\n",
+            self.device,
+            self.threads,
+            self.read_bandwidth / 1e9,
+            self.peak_flops / 1e9
+        )?;
+        writeln!(f, "{:<28} {:>10} {:>12} {:>22}", "", "tok/s", "ms a step", "of the limit")?;
+        for p in &self.prefill {
+            let share = p.flops / self.peak_flops * 100.0;
+            let name = format!("prefill {}", p.tokens);
+            writeln!(f, "{name:<28} {:>10.1} {:>12} {share:>11.0} % of GFLOP/s", p.tokens_per_second, "")?;
+        }
+        for d in &self.decode {
+            let share = d.bytes_per_step / (d.median_step_ms / 1e3) / self.read_bandwidth * 100.0;
+            let name = format!("decode depth {:>6} batch {:>3}", d.depth, d.batch);
+            let (rate, ms) = (d.tokens_per_second, d.median_step_ms);
+            writeln!(f, "{name:<28} {rate:>10.1} {ms:>12.2} {share:>13.0} % of GB/s")?;
+        }
+        Ok(())
+    }
+}

@@ -86,6 +86,7 @@ fn the_environment_and_the_file_are_options_too() {
         (&[config][..], &[][..], "24 blocks of 16: 3 sessions of 128 tokens"),
         (&[config, ("STRAIT_MAX_NUM_SEQS", "2")], &[], "2 sessions of 128 tokens"),
         (&[config, ("STRAIT_MAX_NUM_SEQS", "2")], &["--max-num-seqs", "5"], "5 sessions of 128 tokens"),
+        (&[config, ("STRAIT_STRICT_CONTEXT", "1")], &[], "3 sessions of 128 tokens"),
         // What Kubernetes sets beside a Service of this name is nobody's option.
         (&[config, ("STRAIT_SERVICE_HOST", "10.0.0.1")], &[], "3 sessions of 128 tokens"),
     ] {

@@ -4,6 +4,7 @@
 //! A key of the configuration file is the flag's long name, so each option is described once.
 
 use clap::Args;
+use clap::builder::BoolishValueParser;
 use serde::{Deserialize, Serialize};
 
 /// What to load and how; shared by all that run a model.
@@ -30,7 +31,7 @@ pub(crate) struct ModelFlags {
     #[arg(long, env = "STRAIT_MAX_MODEL_LEN", value_name = "N")]
     pub max_model_len: Option<usize>,
     /// End with an error where the context would have to shrink to fit the KV memory
-    #[arg(long, env = "STRAIT_STRICT_CONTEXT")]
+    #[arg(long, env = "STRAIT_STRICT_CONTEXT", value_parser = BoolishValueParser::new())]
     pub strict_context: bool,
     /// Memory of the KV pool [default: what --max-num-seqs full sequences need, within --memory-utilization]
     #[arg(long, env = "STRAIT_KV_CACHE_MEMORY", value_name = "SIZE")]

@@ -206,3 +206,59 @@ fn digest<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Digest {
     }
     hash.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::flags::ModelFlags;
+    use crate::settings::ModelSource;
+
+    fn loaded(golden: &str, dtype: &str) -> (Loaded, MemoryPlan) {
+        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(golden);
+        let flags = ModelFlags {
+            dtype: Some(dtype.into()),
+            max_model_len: Some(256),
+            threads: Some(1),
+            ..ModelFlags::default()
+        };
+        let settings = ModelSettings::build(&flags, 2).unwrap();
+        let files = ModelFiles::open(&ModelSource::Directory(dir)).unwrap();
+        let (_, plan) = plan(&files, &settings).unwrap();
+        (load(&files, &settings, &|_| ()).unwrap(), plan)
+    }
+
+    #[test]
+    fn what_is_planned_is_what_is_taken() {
+        for (golden, dtype) in [("v3-f32", "f32"), ("v2-bf16", "auto"), ("v3-tied-f32", "bf16")] {
+            let (loaded, plan) = loaded(golden, dtype);
+            let (planned, taken) = (plan.weight_bytes as f64, loaded.plan.weight_bytes as f64);
+            // Panels of such small matrices are padded by more than a tenth.
+            assert!((0.85..=1.0).contains(&(planned / taken)), "{golden}: {planned} planned, {taken} taken");
+            assert_eq!(plan.kv_bytes, loaded.plan.kv_bytes, "{golden}");
+            assert_eq!(plan.limits, loaded.plan.limits, "{golden}");
+        }
+    }
+
+    #[test]
+    fn the_fingerprint_changes_when_outputs_could() {
+        let fingerprint = |golden, dtype| loaded(golden, dtype).0.fingerprint;
+        let of = fingerprint("v3-tied-f32", "f32");
+        assert_eq!(of, fingerprint("v3-tied-f32", "auto"));
+        assert_ne!(of, fingerprint("v3-tied-f32", "bf16"));
+        assert_ne!(of, fingerprint("v3-f32", "f32"));
+    }
+
+    #[test]
+    fn answers_end_and_are_drawn_as_generation_config_says() {
+        // GLM names three tokens there, one of them in config.json too.
+        assert!(loaded("glm4lite-bf16", "auto").0.eos_ids.len() > 1);
+        let says = |do_sample, temperature| {
+            default_temperature(&GenerationConfig { do_sample, temperature, ..GenerationConfig::default() })
+        };
+        assert_eq!(says(Some(false), Some(0.6)), Some(0.0));
+        assert_eq!(says(Some(true), Some(0.6)), Some(0.6));
+        assert_eq!(says(None, None), None);
+    }
+}

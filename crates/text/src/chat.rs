@@ -1,14 +1,21 @@
 //! From a conversation to ids, so that only the template can write control tokens.
 //!
-//! Where a client's words spell an added token, one private-use letter stands in for it while the template renders,
-//! and the text that comes back in its place is encoded with added tokens switched off.
+//! While the template renders, a private-use letter that nobody else uses stands in for one letter of each control
+//! token in a client's words. Stand-ins go through filters as other letters do; where the text is split at added
+//! tokens they keep the client's words whole, and only then they give way to the letters they stand for. So plain
+//! words become the ids that they have without any of this.
+//!
+//! A token may also be typed in pieces that the template joins, or that join the template's own. So a stand-in is
+//! put, too, where a client's string ends like the beginning of a control token, or begins like an end. What is left
+//! are strings with no punctuation in them, such as a role, which a template may wrap on purpose: `<|` role `|>`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 
 use serde_json::{Map, Value};
 
-use crate::template::{ChatInput, ChatTemplate, Rendered};
-use crate::tokenizer::ControlTokens;
+use crate::control::ControlTokens;
+use crate::template::{ChatInput, ChatTemplate};
 use crate::{TextError, Tokenizer};
 
 /// Ids of a conversation: the template's control tokens as ids, all that clients typed as text, and exactly one BOS
@@ -18,49 +25,104 @@ pub fn encode_chat(
     template: &ChatTemplate,
     input: &ChatInput,
 ) -> Result<Vec<u32>, TextError> {
-    let rendered = render(tokenizer.control(), template, input)?;
-    let mut ids = Vec::new();
-    let mut done = 0;
-    for typed in &rendered.typed {
-        ids.extend(tokenizer.encode(&rendered.text[done..typed.start], false)?);
-        ids.extend(tokenizer.encode_plain(&rendered.text[typed.clone()])?);
-        done = typed.end;
-    }
-    ids.extend(tokenizer.encode(&rendered.text[done..], false)?);
+    let masked = match render(tokenizer.control(), template, input) {
+        // Clients send the arguments of past calls as JSON text. Templates that want the object fail on it.
+        Err(first @ TextError::Render(_)) => {
+            let messages = with_parsed_arguments(input.messages).ok_or_else(|| first.clone())?;
+            let parsed = ChatInput { messages: &messages, ..*input };
+            render(tokenizer.control(), template, &parsed).map_err(|_| first)?
+        }
+        rendered => rendered?,
+    };
+    let mut ids = tokenizer.encode_masked(&masked.text, &masked.letters)?;
     if let Some(bos) = tokenizer.bos_of_text().filter(|bos| ids.first() != Some(bos)) {
         ids.insert(0, bos);
     }
     Ok(ids)
 }
 
-fn render(
-    control: &ControlTokens,
-    template: &ChatTemplate,
-    input: &ChatInput,
-) -> Result<Rendered, TextError> {
-    let mut survey = Survey { control, typed: HashSet::new(), taken: HashSet::new() };
-    survey.visit(input);
-    if survey.typed.is_empty() {
-        return template.render(input);
+/// A rendered conversation, and what stands in it for other letters.
+struct Masked {
+    text: String,
+    letters: Vec<StandIn>,
+}
+
+/// A private-use letter and the letter in whose place it stands.
+pub(crate) type StandIn = (char, char);
+
+fn render(control: &ControlTokens, template: &ChatTemplate, input: &ChatInput) -> Result<Masked, TextError> {
+    let mut survey = Survey { control, hidden: BTreeSet::new(), taken: HashSet::new() };
+    survey.note_taken(&template.source);
+    control.texts().for_each(|text| survey.note_taken(text));
+    let _ = walk(input, &mut |text, is_answer| {
+        survey.text(text, is_answer);
+        String::new()
+    });
+    if survey.hidden.is_empty() {
+        return Ok(Masked { text: template.render(input)?.text, letters: Vec::new() });
     }
-    survey.note_letters(&template.source);
-    let mask = Mask { control, letters: survey.letters() };
-    let messages: Vec<Value> = input.messages.iter().map(|message| mask.message(message)).collect();
-    let tools: Option<Vec<Value>> =
-        input.tools.map(|tools| tools.iter().map(|tool| mask.value(tool, false)).collect());
-    let kwargs: Map<String, Value> =
-        input.kwargs.iter().map(|(name, value)| (name.clone(), mask.value(value, false))).collect();
-    let masked = ChatInput { messages: &messages, tools: tools.as_deref(), kwargs: &kwargs, ..*input };
-    Ok(mask.restore(&template.render(&masked)?.text))
+    let mask = Mask { control, letters: survey.letters()? };
+    let own = walk(input, &mut |text, is_answer| mask.text(text, is_answer));
+    let masked =
+        ChatInput { messages: &own.messages, tools: own.tools.as_deref(), kwargs: &own.kwargs, ..*input };
+    let letters = mask.letters.iter().map(|(&letter, &stand_in)| (stand_in, letter)).collect();
+    Ok(Masked { text: template.render(&masked)?.text, letters })
 }
 
-/// Past answers may hold the model's own reasoning, which templates look for by these tokens.
-fn is_format_of_answers(text: &str) -> bool {
-    matches!(text, "<think>" | "</think>")
+/// What clients sent, with every string in it exchanged.
+struct Sent {
+    messages: Vec<Value>,
+    tools: Option<Vec<Value>>,
+    kwargs: Map<String, Value>,
 }
 
-fn is_answer(message: &Value) -> bool {
-    message.get("role").and_then(Value::as_str) == Some("assistant")
+/// Calls `change` on every string, keys of objects too, and tells it which are the content of past answers.
+fn walk(input: &ChatInput, change: &mut impl FnMut(&str, bool) -> String) -> Sent {
+    let mut messages = Vec::with_capacity(input.messages.len());
+    for message in input.messages {
+        let is_answer = message.get("role").and_then(Value::as_str) == Some("assistant");
+        messages.push(match message.as_object().filter(|_| is_answer) {
+            Some(fields) => fields
+                .iter()
+                .map(|(key, value)| (change(key, false), walk_value(value, key == "content", change)))
+                .collect(),
+            None => walk_value(message, false, change),
+        });
+    }
+    let tools = input.tools.map(|tools| tools.iter().map(|tool| walk_value(tool, false, change)).collect());
+    let kwargs = input.kwargs.iter().map(|(name, value)| (name.clone(), walk_value(value, false, change)));
+    Sent { messages, tools, kwargs: kwargs.collect() }
+}
+
+fn walk_value(value: &Value, is_answer: bool, change: &mut impl FnMut(&str, bool) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(change(text, is_answer)),
+        Value::Array(items) => items.iter().map(|item| walk_value(item, is_answer, change)).collect(),
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(key, value)| (change(key, false), walk_value(value, is_answer, change)))
+            .collect(),
+        other => other.clone(),
+    }
+}
+
+/// Past answers may hold the model's own reasoning, which templates cut off by these tokens: one `<think>` in front
+/// and the first `</think>`. All others are words about them.
+fn own_reasoning(text: &str) -> Vec<Range<usize>> {
+    let Some(end) = text.find("</think>") else { return Vec::new() };
+    let begin = text.len() - text.trim_start().len();
+    let opening = text[begin..].starts_with("<think>").then_some(begin..begin + "<think>".len());
+    opening.into_iter().chain(std::iter::once(end..end + "</think>".len())).collect()
+}
+
+/// Byte offsets of the letters of `text` that need a stand-in.
+fn hidden(control: &ControlTokens, text: &str, is_answer: bool) -> BTreeSet<usize> {
+    let mut places = control.places(text);
+    if is_answer && !places.is_empty() {
+        let own = own_reasoning(text);
+        places.retain(|place| !own.iter().any(|range| range.contains(place)));
+    }
+    places
 }
 
 /// Planes 15 and 16 hold nothing but private-use letters.
@@ -68,117 +130,86 @@ fn is_stand_in(letter: char) -> bool {
     letter >= '\u{F0000}'
 }
 
-/// What stands in the input: control tokens, and private-use letters, which cannot stand in for anything then.
+/// Which letters need a stand-in, and which cannot be one.
 struct Survey<'a> {
     control: &'a ControlTokens,
-    /// Indices of control tokens.
-    typed: HashSet<usize>,
+    hidden: BTreeSet<char>,
     taken: HashSet<char>,
 }
 
 impl Survey<'_> {
-    fn visit(&mut self, input: &ChatInput) {
-        for message in input.messages {
-            match message.as_object().filter(|_| is_answer(message)) {
-                Some(fields) => fields.iter().for_each(|(key, value)| {
-                    self.text(key, false);
-                    self.value(value, key == "content");
-                }),
-                None => self.value(message, false),
-            }
-        }
-        input.tools.unwrap_or_default().iter().for_each(|tool| self.value(tool, false));
-        input.kwargs.values().for_each(|value| self.value(value, false));
+    fn text(&mut self, text: &str, is_answer: bool) {
+        self.note_taken(text);
+        let places = hidden(self.control, text, is_answer);
+        self.hidden.extend(places.iter().filter_map(|&place| text[place..].chars().next()));
     }
 
-    fn value(&mut self, value: &Value, in_answer: bool) {
-        match value {
-            Value::String(text) => self.text(text, in_answer),
-            Value::Array(items) => items.iter().for_each(|item| self.value(item, in_answer)),
-            Value::Object(fields) => fields.iter().for_each(|(key, value)| {
-                self.text(key, in_answer);
-                self.value(value, in_answer);
-            }),
-            _ => {}
-        }
-    }
-
-    fn text(&mut self, text: &str, in_answer: bool) {
-        let found = self.control.finder.find_iter(text).map(|found| found.pattern().as_usize());
-        self.typed.extend(found.filter(|&i| !(in_answer && is_format_of_answers(&self.control.texts[i]))));
-        self.note_letters(text);
-    }
-
-    fn note_letters(&mut self, text: &str) {
+    fn note_taken(&mut self, text: &str) {
         self.taken.extend(text.chars().filter(|&letter| is_stand_in(letter)));
     }
 
-    /// A free letter for each control token that was typed.
-    fn letters(self) -> BTreeMap<usize, char> {
+    fn letters(self) -> Result<BTreeMap<char, char>, TextError> {
         let free = ('\u{F0000}'..=char::MAX).filter(|letter| !self.taken.contains(letter));
-        self.typed.into_iter().zip(free).collect()
+        let wanted = self.hidden.len();
+        let letters: BTreeMap<_, _> = self.hidden.into_iter().zip(free).collect();
+        // With too few, the rest would be left as control tokens.
+        if letters.len() < wanted {
+            let why = "it holds every private-use letter of Unicode's planes 15 and 16. Leave some out.";
+            return Err(TextError::Render(why.to_owned()));
+        }
+        Ok(letters)
     }
 }
 
 struct Mask<'a> {
     control: &'a ControlTokens,
-    /// Index of a control token → the letter that stands in for it.
-    letters: BTreeMap<usize, char>,
+    /// Letter → what stands in for it.
+    letters: BTreeMap<char, char>,
 }
 
 impl Mask<'_> {
-    fn message(&self, message: &Value) -> Value {
-        match message.as_object().filter(|_| is_answer(message)) {
-            Some(fields) => fields
-                .iter()
-                .map(|(key, value)| (self.text(key, false), self.value(value, key == "content")))
-                .collect(),
-            None => self.value(message, false),
+    fn text(&self, text: &str, is_answer: bool) -> String {
+        let places = hidden(self.control, text, is_answer);
+        let letter = |(at, letter)| match self.letters.get(&letter).filter(|_| places.contains(&at)) {
+            Some(&stand_in) => stand_in,
+            None => letter,
+        };
+        text.char_indices().map(letter).collect()
+    }
+}
+
+/// The messages with JSON text in `tool_calls[].function.arguments` as objects; `None` if there is no such text.
+fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
+    let mut messages = messages.to_vec();
+    let mut found = false;
+    let calls =
+        messages.iter_mut().filter_map(|message| message.get_mut("tool_calls")?.as_array_mut()).flatten();
+    for arguments in calls.filter_map(|call| call.get_mut("function")?.get_mut("arguments")) {
+        let object =
+            arguments.as_str().and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
+        if let Some(object) = object {
+            *arguments = Value::Object(object);
+            found = true;
         }
     }
+    found.then_some(messages)
+}
 
-    fn value(&self, value: &Value, in_answer: bool) -> Value {
-        match value {
-            Value::String(text) => Value::String(self.text(text, in_answer)),
-            Value::Array(items) => items.iter().map(|item| self.value(item, in_answer)).collect(),
-            Value::Object(fields) => fields
-                .iter()
-                .map(|(key, value)| (self.text(key, in_answer), self.value(value, in_answer)))
-                .collect(),
-            other => other.clone(),
-        }
-    }
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn text(&self, text: &str, in_answer: bool) -> String {
-        let mut masked = String::with_capacity(text.len());
-        self.control.finder.replace_all_with(text, &mut masked, |found, own, masked| {
-            let index = found.pattern().as_usize();
-            match self.letters.get(&index) {
-                Some(&letter) if !(in_answer && is_format_of_answers(own)) => masked.push(letter),
-                _ => masked.push_str(own),
-            }
-            true
-        });
-        masked
-    }
-
-    fn restore(&self, masked: &str) -> Rendered {
-        let tokens: BTreeMap<char, &str> = self
-            .letters
-            .iter()
-            .map(|(&index, &letter)| (letter, self.control.texts[index].as_str()))
-            .collect();
-        let mut rendered = Rendered { text: String::with_capacity(masked.len()), typed: Vec::new() };
-        for letter in masked.chars() {
-            match tokens.get(&letter) {
-                Some(token) => {
-                    let start = rendered.text.len();
-                    rendered.text.push_str(token);
-                    rendered.typed.push(start..rendered.text.len());
-                }
-                None => rendered.text.push(letter),
-            }
-        }
-        rendered
+    #[test]
+    fn reasoning_is_what_comes_before_the_answer() {
+        let check = |text: &str, own: &[&str]| {
+            let found: Vec<&str> = own_reasoning(text).into_iter().map(|range| &text[range]).collect();
+            assert_eq!(found, own, "{text}");
+        };
+        check("<think>why</think>so", &["<think>", "</think>"]);
+        check("\n<think>why</think>so </think> <think>", &["<think>", "</think>"]);
+        check("why</think>so", &["</think>"]);
+        check("the tag <think> opens", &[]);
+        check("<think>never closed", &[]);
+        check("", &[]);
     }
 }

@@ -4,6 +4,7 @@
 //! control token's text inside a message. Nothing here knows HTTP or the engine.
 
 mod chat;
+mod control;
 mod detokenizer;
 mod error;
 mod python_json;

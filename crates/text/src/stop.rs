@@ -66,6 +66,11 @@ impl StopStrings {
         StopOutcome { text: self.held.drain(..certain - base).collect(), matched: None }
     }
 
+    /// What was taken and is not told yet: the last of the text so far.
+    pub fn held(&self) -> &str {
+        &self.held
+    }
+
     /// The stream is over: what was held back comes out, or the match that waited for a longer one.
     pub fn finish(&mut self) -> StopOutcome {
         let base = self.taken - self.held.len();

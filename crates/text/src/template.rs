@@ -39,8 +39,6 @@ pub struct ChatInput<'a> {
 pub struct Rendered {
     /// The whole text.
     pub text: String,
-    /// Byte ranges of `text`, rising, that spell an added token but are a client's words.
-    pub(crate) typed: Vec<std::ops::Range<usize>>,
 }
 
 /// Variables the server provides.
@@ -101,7 +99,7 @@ impl ChatTemplate {
         }
         result.map_err(|error| render_error(&error))?;
         let text = String::from_utf8(output.bytes).map_err(|error| TextError::Render(error.to_string()))?;
-        Ok(Rendered { text, typed: Vec::new() })
+        Ok(Rendered { text })
     }
 
     fn variables(&self, input: &ChatInput) -> Result<Jinja, TextError> {

@@ -1,11 +1,15 @@
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use aho_corasick::{AhoCorasick, MatchKind};
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use tokenizers::{AddedVocabulary, Tokenizer as Encoder};
+use tokenizers::{
+    Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer as Encoder,
+};
 
 use crate::TextError;
+use crate::chat::StandIn;
+use crate::control::ControlTokens;
 use crate::detokenizer::Utf8Decoder;
 use crate::token_table::{Spelling, TokenTable};
 
@@ -16,8 +20,6 @@ pub type SpecialTokens = BTreeMap<String, String>;
 /// own, byte by byte, so that streamed and whole text are the same.
 pub struct Tokenizer {
     encoder: Encoder,
-    /// The same without added tokens: what clients type, whatever it says.
-    plain_encoder: Encoder,
     table: TokenTable,
     strips_first_space: bool,
     special_tokens: SpecialTokens,
@@ -34,13 +36,6 @@ struct Bos {
     by_encoder: bool,
 }
 
-/// Added tokens whose text means something to the model, and may not be typed.
-pub(crate) struct ControlTokens {
-    pub(crate) texts: Vec<String>,
-    /// Finds the longest at the earliest place; the pattern's number is the index in `texts`.
-    pub(crate) finder: AhoCorasick,
-}
-
 /// What is read here of tokenizer.json, beside what `tokenizers` reads.
 #[derive(Deserialize)]
 struct TokenizerFile {
@@ -48,6 +43,14 @@ struct TokenizerFile {
     added_tokens: Vec<AddedTokenEntry>,
     #[serde(default)]
     decoder: Value,
+    #[serde(default)]
+    model: ModelEntry,
+}
+
+#[derive(Deserialize, Default)]
+struct ModelEntry {
+    #[serde(default)]
+    dropout: Option<f32>,
 }
 
 #[derive(Deserialize)]
@@ -65,9 +68,16 @@ impl Tokenizer {
         let broken = |why: String| TextError::Tokenizer(why);
         let file: TokenizerFile =
             serde_json::from_slice(tokenizer_json).map_err(|error| broken(error.to_string()))?;
-        let mut encoder = Encoder::from_bytes(tokenizer_json).map_err(|error| broken(error.to_string()))?;
-        encoder.with_padding(None);
-        encoder.with_truncation(None).map_err(|error| broken(error.to_string()))?;
+        if file.model.dropout.is_some_and(|share| share != 0.0) {
+            return Err(broken("`model.dropout` makes ids random. Set it to null.".to_owned()));
+        }
+        // `tokenizers` indexes without looking, so files that contradict themselves make it panic.
+        let encoder = catch_unwind(AssertUnwindSafe(|| read_encoder(tokenizer_json)));
+        let encoder = encoder.unwrap_or_else(|_| {
+            Err(broken(
+                "merges, vocabulary and post-processor contradict each other. Fetch it again.".to_owned(),
+            ))
+        })?;
         check_added_ids(&file.added_tokens, &encoder)?;
 
         let spelling = Spelling::of(&file.decoder)?;
@@ -78,14 +88,12 @@ impl Tokenizer {
             vocab.iter().map(|(token, &id)| (token.as_str(), id)),
             added.iter().map(|(&id, token)| (id, token.content.as_str(), token.special)),
         )?;
-        let control = ControlTokens::new(added.values().filter(|token| is_control(token)))?;
+        let control = ControlTokens::new(added.iter().map(|(&id, token)| (id, token)))?;
         let config = read_config(tokenizer_config_json)?;
         let special_tokens = special_tokens(&config);
         let bos = Bos::find(&config, &special_tokens, &encoder)?;
-        let mut plain_encoder = encoder.clone();
-        plain_encoder.with_added_vocabulary(AddedVocabulary::new());
         let strips_first_space = spelling == Spelling::SentencePiece { strips_first_space: true };
-        Ok(Self { encoder, plain_encoder, table, strips_first_space, special_tokens, bos, control })
+        Ok(Self { encoder, table, strips_first_space, special_tokens, bos, control })
     }
 
     /// Ids of a text, in which added tokens' texts become these tokens. With `add_special_tokens`, what the
@@ -102,18 +110,35 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// Ids of a text that holds no added token, whatever it says.
-    pub(crate) fn encode_plain(&self, text: &str) -> Result<Vec<u32>, TextError> {
-        let ids = ids_of(&self.plain_encoder, text, false)?;
-        let added = self.encoder.get_added_vocabulary().get_added_tokens_decoder();
-        if !ids.iter().any(|id| added.contains_key(id)) {
-            return Ok(ids);
+    /// Ids of a rendered conversation. It is split at added tokens as it is, stand-ins included, and these give way
+    /// to their letters before anything else looks at the text.
+    pub(crate) fn encode_masked(&self, masked: &str, letters: &[StandIn]) -> Result<Vec<u32>, TextError> {
+        let encode = || -> tokenizers::Result<Vec<u32>> {
+            let added = self.encoder.get_added_vocabulary();
+            let mut text = added.extract_and_normalize(self.encoder.get_normalizer(), masked);
+            for &(stand_in, letter) in letters {
+                text.normalize(|part| part.replace(stand_in, letter.encode_utf8(&mut [0; 4])))?;
+            }
+            if let Some(pre_tokenizer) = self.encoder.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut text)?;
+            }
+            text.tokenize(|part| self.words(part.get()))?;
+            Ok(ids_of_splits(&text))
+        };
+        encode().map_err(|error| TextError::Encode(error.to_string()))
+    }
+
+    /// Tokens of text that holds no added token. The model's own vocabulary may spell one, too: its letters do not
+    /// make it.
+    fn words(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+        let model = self.encoder.get_model();
+        let tokens = model.tokenize(text)?;
+        if !tokens.iter().any(|token| self.control.contains(token.id)) {
+            return Ok(tokens);
         }
-        // The model's own vocabulary holds the added token, too. Its letters do not make it.
         let mut letters = [0; 4];
-        let each =
-            text.chars().map(|letter| ids_of(&self.plain_encoder, letter.encode_utf8(&mut letters), false));
-        Ok(each.collect::<Result<Vec<_>, _>>()?.concat())
+        let each = text.chars().map(|letter| model.tokenize(letter.encode_utf8(&mut letters)));
+        Ok(each.collect::<tokenizers::Result<Vec<_>>>()?.concat())
     }
 
     /// Text of ids. Ids outside the vocabulary give nothing; bytes that are not UTF-8 give U+FFFD.
@@ -205,22 +230,25 @@ impl Bos {
     }
 }
 
-impl ControlTokens {
-    fn new<'a>(tokens: impl Iterator<Item = &'a tokenizers::AddedToken>) -> Result<Self, TextError> {
-        let texts: Vec<String> = tokens.map(|token| token.content.clone()).collect();
-        let finder = AhoCorasick::builder()
-            .match_kind(MatchKind::LeftmostLongest)
-            .build(&texts)
-            .map_err(|error| TextError::Tokenizer(format!("added tokens: {error}")))?;
-        Ok(Self { texts, finder })
+/// Reads the file, and tries what it does to a text.
+fn read_encoder(tokenizer_json: &[u8]) -> Result<Encoder, TextError> {
+    let broken = |error: tokenizers::Error| TextError::Tokenizer(error.to_string());
+    let mut encoder = Encoder::from_bytes(tokenizer_json).map_err(broken)?;
+    encoder.with_padding(None);
+    encoder.with_truncation(None).map_err(broken)?;
+    // Added tokens match what was sent, not what a normalizer makes of it: else other letters could spell them.
+    if encoder.get_normalizer().is_some() {
+        let normalized = encoder.get_added_tokens_decoder().into_values().filter(|token| token.normalized);
+        let as_written: Vec<_> = normalized.map(|token| token.normalized(false)).collect();
+        encoder.add_tokens(as_written).map_err(broken)?;
     }
+    ids_of(&encoder, "a", true).map_err(|error| TextError::Tokenizer(error.to_string()))?;
+    Ok(encoder)
 }
 
-/// Some vocabularies hold letters or runs of spaces as added tokens, for want of another place. Those are text.
-fn is_control(token: &tokenizers::AddedToken) -> bool {
-    let is_text = |letter: char| letter.is_alphanumeric() || letter.is_whitespace();
-    let is_one_letter = token.content.chars().nth(1).is_none();
-    !token.content.is_empty() && (token.special || !(is_one_letter || token.content.chars().all(is_text)))
+fn ids_of_splits(text: &PreTokenizedString) -> Vec<u32> {
+    let splits = text.get_splits(OffsetReferential::Normalized, OffsetType::None);
+    splits.into_iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|token| token.id).collect()
 }
 
 /// `tokenizers` gives its own ids to added tokens that do not follow on the vocabulary.

@@ -76,3 +76,47 @@ fn sentencepiece_round_trip() {
     assert_eq!(tokenizer.token_bytes(259), b" a");
     assert_eq!(tokenizer.token_bytes(0xe4), [0xe4]);
 }
+
+/// What would make the tokenizer's library panic, at start or only at the first text.
+#[test]
+fn files_that_contradict_themselves_are_refused() {
+    let check = |part: &str, change: fn(&mut Value)| {
+        let error = error(change).to_string();
+        assert!(error.starts_with("tokenizer.json: ") && error.contains(part), "{part}: {error}");
+    };
+    check("contradict", |file| {
+        let vocab = file["model"]["vocab"].as_object().unwrap();
+        let longest = vocab.keys().max_by_key(|token| token.len()).unwrap().clone();
+        file["model"]["merges"].as_array_mut().unwrap().push(json!([longest, longest]));
+    });
+    check("contradict", |file| file["model"]["continuing_subword_prefix"] = json!("####################"));
+    check("contradict", |file| file["post_processor"]["special_tokens"] = json!({}));
+    check("dropout", |file| file["model"]["dropout"] = json!(0.5));
+    check("257 bytes", |file| file["added_tokens"][15]["content"] = format!("<{}>", "x".repeat(255)).into());
+}
+
+#[test]
+fn sentencepiece_adds_no_spaces_round_typed_tokens() {
+    let mut vocab = serde_json::Map::new();
+    for byte in 0..=255u32 {
+        vocab.insert(format!("<0x{byte:02X}>"), byte.into());
+    }
+    vocab.insert("▁".to_owned(), 256.into());
+    let token = json!({"id": 257, "content": "<x>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true});
+    let file = json!({"version": "1.0", "added_tokens": [token],
+        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
+            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
+        "decoder": {"type": "Sequence", "decoders": [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocab, "merges": []}});
+    let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap();
+    let template = text::ChatTemplate::new("{{ messages[0].content }}", tokenizer.special_tokens()).unwrap();
+    let (messages, kwargs) = ([json!({"content": "a<x>a"})], serde_json::Map::new());
+    let input =
+        text::ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
+    let ids = text::encode_chat(&tokenizer, &template, &input).unwrap();
+    assert_eq!(tokenizer.decode(&ids, false), "a<x>a");
+    assert!(!ids.contains(&257));
+}

@@ -11,7 +11,6 @@
 //! - `rms_norm_eps` other than 1e-6. Candle uses it for the latent norms too, which are 1e-6 always.
 
 #[path = "../../../crates/model/tests/golden/mod.rs"]
-#[allow(dead_code)]
 mod golden;
 
 use candle_core::{DType, Device, Tensor};

@@ -290,13 +290,18 @@ fn a_signal_while_loading_ends_in_good_order() {
     }
 }
 
+/// So many bytes that they do not fit between server and client: it runs until it is read.
+fn long_stream() -> Value {
+    json!({
+        "prompt": [5, 6, 7], "max_tokens": 1800, "n": 8, "logprobs": 20, "ignore_eos": true, "stream": true,
+        "stream_options": {"include_usage": true},
+    })
+}
+
 #[test]
 fn sigterm_lets_a_running_stream_finish() {
     let mut server = Server::start(&["--model", &golden(MODEL)]);
-    let request = json!({
-        "prompt": [5, 6, 7], "max_tokens": 1800, "temperature": 0, "ignore_eos": true, "stream": true,
-        "stream_options": {"include_usage": true},
-    });
+    let request = long_stream();
     let mut stream = server.stream("/v1/completions", &request);
     stream.next().unwrap();
     server.signal("TERM");
@@ -304,7 +309,7 @@ fn sigterm_lets_a_running_stream_finish() {
     let (status, answer) = server.post("/v1/completions", &json!({"prompt": [5], "max_tokens": 1}));
     assert_eq!((status, &answer["error"]["code"]), (503, &json!("shutting_down")), "{answer}");
     let usage = stream.last().unwrap()["usage"].clone();
-    assert_eq!(usage["completion_tokens"], 1800);
+    assert_eq!(usage["completion_tokens"], 8 * 1800);
     let (code, log) = server.end();
     assert_eq!(code, Some(0), "{log}");
 }
@@ -312,7 +317,7 @@ fn sigterm_lets_a_running_stream_finish() {
 #[test]
 fn a_second_signal_ends_at_once() {
     let mut server = Server::start(&["--model", &golden(MODEL), "--grace-period", "3600"]);
-    let request = json!({"prompt": [5], "max_tokens": 2000, "ignore_eos": true, "stream": true, "n": 8});
+    let request = long_stream();
     let mut stream = server.stream("/v1/completions", &request);
     stream.next().unwrap();
     server.signal("TERM");
@@ -358,6 +363,74 @@ fn names_and_keys() {
     let (status, answer) = server.post("/v1/completions", &request);
     assert_eq!((status, &answer["error"]["code"]), (401, &json!("invalid_api_key")), "{answer}");
     assert!(!server.log().contains("Bearer k"), "{}", server.log());
+}
+
+#[test]
+fn options_of_the_server_reach_it() {
+    let args = ["--host", "0.0.0.0", "--max-body-size", "1KiB", "--cors-origin", "https://a.example"];
+    let server = Server::start(&[&["--model", &golden(MODEL)], &args[..]].concat());
+    assert!(server.url.starts_with("http://0.0.0.0:"), "{}", server.url);
+    let (status, answer) =
+        server.post("/v1/completions", &json!({"prompt": "x".repeat(1 << 10), "max_tokens": 1}));
+    assert_eq!((status, &answer["error"]["code"]), (413, &json!("request_too_large")), "{answer}");
+    for (origin, allowed) in [("https://a.example", true), ("https://b.example", false)] {
+        let headers = [("origin", origin), ("access-control-request-method", "POST")];
+        let answer = server.preflight("/v1/completions", &headers);
+        assert_eq!(answer.contains_key("access-control-allow-origin"), allowed, "{origin}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_full_queue_is_told() {
+    let model = golden(MODEL);
+    let server = Server::start(&["--model", &model, "--max-num-seqs", "1", "--max-queue", "1"]);
+    // One runs, one waits, and the others find no place for as long as the first takes.
+    let crowd = json!({"prompt": vec![[5]; 8], "max_tokens": 2000, "ignore_eos": true});
+    let (status, answer) = server.post("/v1/completions", &crowd);
+    assert_eq!((status, &answer["error"]["code"]), (429, &json!("server_overloaded")), "{answer}");
+}
+
+#[test]
+fn a_request_that_does_not_say_is_sampled_as_the_checkpoint_says() {
+    let answers = |generation: &str| {
+        let copy = copy_of(MODEL);
+        fs::write(copy.path().join("generation_config.json"), generation).unwrap();
+        let server = Server::start(&["--model", path(&copy)]);
+        let mut request = json!({"prompt": [5, 6, 7], "max_tokens": 48, "ignore_eos": true, "seed": 1});
+        let given = server.ask("/v1/completions", &request)["choices"][0]["text"].clone();
+        request["temperature"] = json!(0);
+        (given, server.ask("/v1/completions", &request)["choices"][0]["text"].clone())
+    };
+    for greedy in ["{\"do_sample\": false, \"temperature\": 0.9}", "{\"temperature\": 0.0}", "{\"top_k\": 1}"]
+    {
+        let (given, best) = answers(greedy);
+        assert_eq!(given, best, "{greedy}");
+    }
+    let (given, best) = answers("{\"do_sample\": true, \"temperature\": 2.0}");
+    assert_ne!(given, best);
+}
+
+#[test]
+fn generation_config_says_which_tokens_end_an_answer() {
+    let ask = |model: &str| {
+        let server = Server::start(&["--model", model]);
+        let request = json!({
+            "messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 4, "return_token_ids": true,
+        });
+        server.ask("/v1/chat/completions", &request)["choices"][0].clone()
+    };
+    let first = ask(&golden(MODEL))["token_ids"][0].clone();
+    let copy = copy_of(MODEL);
+    fs::write(copy.path().join("generation_config.json"), json!({"eos_token_id": [1, first]}).to_string())
+        .unwrap();
+    let choice = ask(path(&copy));
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("stop"), &json!("")),
+        "{choice}"
+    );
+    let (code, spoken, err) = strait(&["run", "--model", path(&copy), "--temperature", "0", "Hi"]);
+    assert_eq!((code, spoken.as_str()), (Some(0), "\n"), "{err}");
 }
 
 #[test]

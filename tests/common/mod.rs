@@ -85,6 +85,13 @@ impl Server {
         (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
     }
 
+    /// The headers of the answer to an OPTIONS.
+    pub fn preflight(&self, path: &str, headers: &[(&str, &str)]) -> ureq::http::HeaderMap {
+        let request = self.agent.options(format!("{}{path}", self.url));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        request.call().unwrap().headers().clone()
+    }
+
     /// Status and body.
     pub fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let mut response = self.agent.post(format!("{}{path}", self.url)).send_json(body).unwrap();

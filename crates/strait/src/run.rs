@@ -1,6 +1,6 @@
 //! `strait run`: chat in the terminal, in this process.
 
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{BufRead, IsTerminal, Read, Write, stdin, stdout};
 
 use anyhow::{anyhow, bail};
 use clap::Args;
@@ -55,7 +55,7 @@ pub(crate) fn main(flags: Flags) -> Result<(), Failure> {
     match flags.prompt {
         Some(prompt) => chat.answer(prompt)?,
         None if !stdin().is_terminal() => chat.answer(read_all()?)?,
-        None => chat.converse(&files.name)?,
+        None => chat.converse(&files.name, &mut stdin().lock())?,
     }
     Ok(())
 }
@@ -111,13 +111,13 @@ impl Chat {
         self.messages = system.collect();
     }
 
-    fn converse(&mut self, name: &str) -> anyhow::Result<()> {
+    fn converse(&mut self, name: &str, input: &mut dyn BufRead) -> anyhow::Result<()> {
         println!("Chat with {name}. /reset forgets what was said; Ctrl-D or Ctrl-C ends.");
         loop {
             print!("> ");
             stdout().flush()?;
             let mut line = String::new();
-            if stdin().read_line(&mut line)? == 0 {
+            if input.read_line(&mut line)? == 0 {
                 println!();
                 return Ok(());
             }
@@ -188,5 +188,39 @@ impl Chat {
         say(detokenizer.finish())?;
         writeln!(out)?;
         Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::ModelSource;
+
+    /// What was said, as `role: text`, after a conversation with the demo.
+    fn conversation(system: Option<&str>, typed: &str) -> Vec<String> {
+        let model = ModelFlags { max_model_len: Some(64), threads: Some(1), ..ModelFlags::default() };
+        let settings = ModelSettings::build(&model, 1).unwrap();
+        let files = ModelFiles::open(&ModelSource::Demo).unwrap();
+        let loaded = load::load(&files, &settings, &|_| ()).unwrap();
+        let system = system.map(str::to_owned);
+        let flags = Flags { prompt: None, max_tokens: None, temperature: Some(0.0), system, model };
+        let mut chat = Chat::new(loaded, &flags).unwrap();
+        chat.converse("demo", &mut typed.as_bytes()).unwrap();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        chat.messages.iter().map(|m| format!("{}: {}", text(&m["role"]), text(&m["content"]))).collect()
+    }
+
+    #[test]
+    fn answers_are_remembered_until_reset() {
+        let asked = conversation(None, "What is 3 + 4?\n\n");
+        assert_eq!(asked, ["user: What is 3 + 4?", "assistant: 3 + 4 = 7"]);
+        let reset = conversation(Some("Be brief."), "What is 3 + 4?\n/reset\n");
+        assert_eq!(reset, ["system: Be brief."]);
+    }
+
+    #[test]
+    fn a_question_beyond_the_context_is_forgotten() {
+        let asked = conversation(None, &format!("{}\nWhat is 3 + 4?\n", "many words ".repeat(64)));
+        assert_eq!(asked, ["user: What is 3 + 4?", "assistant: 3 + 4 = 7"]);
     }
 }

@@ -15,7 +15,7 @@ pub struct MappedFile(memmap2::Mmap);
 impl MappedFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: the mapping is private to this process and read-only; see above for truncation.
+        // SAFETY: nobody here writes to the file, and others do not while it is served, as said above.
         Ok(Self(unsafe { memmap2::Mmap::map(&file)? }))
     }
 }

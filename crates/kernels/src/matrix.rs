@@ -38,6 +38,7 @@ impl<'a> Matrix<'a> {
             format!("{} bytes for [{rows}, {cols}] of {dtype:?}", bytes.len())
         })?;
         if let Some(s) = scales {
+            require(s.block_rows > 0 && s.block_cols > 0, "matrix", || "blocks of nothing".into())?;
             let want = rows.div_ceil(s.block_rows) * cols.div_ceil(s.block_cols) * 4;
             require(s.bytes.len() == want, "matrix", || {
                 format!("{} bytes of scales, {want} expected", s.bytes.len())
@@ -117,6 +118,7 @@ impl<'a> Matrix<'a> {
 #[derive(Debug, Clone)]
 pub enum Parts<'a> {
     /// Matrices of one width, one below the other: several projections of one input in one pass.
+    /// A transposed one stands alone.
     Rows(Vec<Matrix<'a>>),
     /// The two halves of a gated MLP, of one shape.
     GateUp { gate: Matrix<'a>, up: Matrix<'a> },
@@ -132,7 +134,11 @@ impl Parts<'_> {
     /// `[rows, cols]` of the joined matrix.
     pub fn shape(&self) -> Result<[usize; 2]> {
         let parts: Vec<[usize; 2]> = match self {
-            Self::Rows(parts) => parts.iter().map(Matrix::shape).collect(),
+            Self::Rows(parts) => {
+                let joined_columns = parts.len() > 1 && parts.iter().any(Matrix::is_transposed);
+                require(!joined_columns, "weight", || "a transposed matrix cannot be joined".into())?;
+                parts.iter().map(Matrix::shape).collect()
+            }
             Self::GateUp { gate, up } => {
                 require(gate.shape() == up.shape(), "weight", || "gate and up differ in shape".into())?;
                 vec![gate.shape(), up.shape()]
@@ -165,6 +171,17 @@ mod tests {
         assert_eq!(m.to_f32(), rows.concat());
         // A slice of rows keeps its place among the blocks.
         assert_eq!(m.rows_at(2, 1).to_f32(), rows[2]);
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_refused() {
+        let data = bytes(&[0.0; 4]);
+        let scales = BlockScales { bytes: &[], block_rows: 0, block_cols: 1 };
+        assert!(Matrix::new(DType::F32, &data, [2, 2], Some(scales)).is_err());
+        let square = Matrix::new(DType::F32, &data, [2, 2], None).unwrap();
+        assert_eq!(Parts::Rows(vec![square, square]).shape(), Ok([4, 2]));
+        assert!(Parts::Rows(vec![square.transposed(), square]).shape().is_err());
+        assert!(Parts::Rows(vec![square, square.transposed()]).shape().is_err());
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! One step's indices, checked once so that the ops need not look again.
 
-use crate::error::{Result, require};
+use crate::error::{KernelError, Result, require};
 
 /// Sizes that a step may not pass; buffers are made for them at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,14 @@ impl StepLimits {
 
     pub fn slots(&self) -> usize {
         self.n_blocks * self.block_len
+    }
+
+    /// No size is 0 where that makes no sense, and a slot's number fits in 32 bits.
+    pub(crate) fn check(&self) -> Result<()> {
+        let slots = self.n_blocks.checked_mul(self.block_len).and_then(|n| u32::try_from(n).ok());
+        let tables = self.rows.checked_mul(self.context_len);
+        let sound = slots.is_some_and(|n| n > 0) && tables.is_some() && u32::try_from(self.tokens).is_ok();
+        if sound { Ok(()) } else { Err(KernelError::Shape { op: "limits", what: format!("{self:?}") }) }
     }
 }
 
@@ -132,6 +140,7 @@ fn check(step: &Step<'_>, limits: &StepLimits) -> Result<()> {
     for (r, pair) in step.row_start.windows(2).enumerate() {
         let kv_len = step.kv_len[r];
         say(pair[0] < pair[1], "an empty row")?;
+        say(pair[1] as usize <= n, "rows do not cover the tokens")?;
         say(kv_len as usize <= limits.context_len, "a row is longer than the context")?;
         say(pair[1] - pair[0] <= kv_len, "a row has more new tokens than its length")?;
         let first = kv_len - (pair[1] - pair[0]);
@@ -178,6 +187,7 @@ mod tests {
             (Step { row_start: &[0, 3, 3], kv_len: &[3, 5], ..good }, "positions"),
             (Step { row_start: &[0, 0, 3], ..good }, "empty row"),
             (Step { row_start: &[0, 2, 2], ..good }, "cover"),
+            (Step { row_start: &[0, 4, 3], kv_len: &[4, 5], ..good }, "cover"),
             (Step { kv_len: &[2, 7], ..good }, "context"),
             (Step { tables: &[1, 0, 0, 2, 1, 4], ..good }, "block"),
             (Step { tables: &[1, 0, 0], ..good }, "tables"),

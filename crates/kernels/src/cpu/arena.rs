@@ -30,6 +30,13 @@ impl LatentArena {
         Ok(Self { elements, shape, row })
     }
 
+    pub(super) fn precision(&self) -> Precision {
+        match &self.elements {
+            ArenaElements::F32(_) => Precision::F32,
+            ArenaElements::Bf16(_) => Precision::Bf16,
+        }
+    }
+
     pub(super) fn bytes(&self) -> usize {
         match &self.elements {
             ArenaElements::F32(p) => p.len() * 4,

@@ -122,38 +122,42 @@ impl<E: Elem> Scratch<E> {
         unsafe { E::transpose(isa, &from, stride / E::PAIR, out) };
     }
 
-    /// Packs up to 64 values for [`attend_tile`], fetching the rows that come `ahead`.
+    /// Packs up to 64 values for [`attend_tile`].
     ///
     /// # Safety
     /// Each pointer is valid for `widths.v` elements.
-    pub(super) unsafe fn pack_values(
-        &mut self,
-        isa: Isa,
-        rows: &[*const E],
-        ahead: &[*const E],
-        widths: Widths,
-    ) {
+    pub(super) unsafe fn pack_values(&mut self, isa: Isa, rows: &[*const E], widths: Widths) {
         let values = &mut self.values[..KEYS * widths.v_stride()];
         if rows.len() < KEYS {
             // Missing keys weigh nothing, but a stale NaN would still show.
             values.fill(E::ZERO);
         }
-        /// Rows between which fetches are spread.
-        const FEW: usize = 4;
-        for (i, rows) in rows.chunks(FEW).enumerate() {
-            for row in ahead.iter().skip(i * FEW).take(FEW) {
-                (0..widths.qk * size_of::<E>())
-                    .step_by(64)
-                    .for_each(|at| prefetch(row.wrapping_byte_add(at)));
-            }
-            // SAFETY: the caller's promise.
-            unsafe { E::interleave(isa, rows, i * FEW, widths.v, values) };
+        // SAFETY: the caller's promise.
+        unsafe { E::interleave(isa, rows, widths.v, values) };
+    }
+}
+
+/// Rows that the next tile will read, fetched a few at a time between products: all at once would
+/// only wait for memory here instead of there.
+struct Ahead<'a, E> {
+    rows: std::slice::Iter<'a, *const E>,
+    /// Elements of a row.
+    width: usize,
+}
+
+impl<E> Ahead<'_, E> {
+    /// Between products: about ten of them are made of a tile of 64 keys.
+    const FEW: usize = 7;
+
+    fn fetch_few(&mut self) {
+        for row in self.rows.by_ref().take(Self::FEW) {
+            (0..self.width * size_of::<E>()).step_by(64).for_each(|at| prefetch(row.wrapping_byte_add(at)));
         }
     }
 }
 
 /// Attends queries `queries` (starting at a multiple of 16) to up to 64 keys, whose values are packed.
-/// `visible(i)`: how many of the keys query `i` may see.
+/// `visible(i)`: how many of the keys query `i` may see. `ahead`: keys of the next tile.
 ///
 /// # Safety
 /// Each pointer in `keys` is valid for `qk_stride` elements.
@@ -162,12 +166,14 @@ pub(super) unsafe fn attend_tile<E: Elem>(
     s: &mut Scratch<E>,
     queries: Range<usize>,
     keys: &[*const E],
+    ahead: &[*const E],
     widths: Widths,
     scale: f32,
     visible: impl Fn(usize) -> usize,
 ) {
     assert!(queries.start.is_multiple_of(PANEL) && keys.len() <= KEYS);
     let (qk, v) = (widths.qk_stride::<E>(), widths.v_stride());
+    let mut ahead = Ahead { rows: ahead.iter(), width: widths.qk };
     for first in queries.clone().step_by(QUERIES) {
         let n = QUERIES.min(queries.end - first);
         let panels = n.div_ceil(PANEL);
@@ -185,6 +191,7 @@ pub(super) unsafe fn attend_tile<E: Elem>(
                 out_stride: QUERIES,
                 start: Start::Zero,
             };
+            ahead.fetch_few();
             // SAFETY: `q` holds the panels, `out` a row of QUERIES a key; keys by the caller's promise.
             unsafe { E::multiply(isa, tile) };
         }
@@ -217,6 +224,7 @@ pub(super) unsafe fn attend_tile<E: Elem>(
                 out_stride: v,
                 start: Start::Output,
             };
+            ahead.fetch_few();
             // SAFETY: the slices above have these sizes.
             unsafe { E::multiply(isa, tile) };
         }
@@ -296,9 +304,9 @@ pub(super) fn merge(isa: Isa, into: (&mut f32, &mut f32, &mut [f32]), part: (f32
 for_each_isa! {
     /// Values of pairs of keys side by side, in panels of 16 columns: `out[v / 16][pair][16][2]`. A pair is
     /// one 32-bit word, its first key in the low half.
-    pub(super) fn interleave_pairs(rows: &[*const u16], first: usize, width: usize, out: &mut [u16]) {
+    pub(super) fn interleave_pairs(rows: &[*const u16], width: usize, out: &mut [u16]) {
         let panel_len = KEYS * PANEL;
-        for (pair, rows) in (first / 2..).zip(rows.chunks(2)) {
+        for (pair, rows) in rows.chunks(2).enumerate() {
             // SAFETY: `interleave`'s caller vouches for rows of `width` elements.
             let a = unsafe { std::slice::from_raw_parts(rows[0], width) };
             // SAFETY: as above. A key without a partner is paired with itself, and that half cleared.

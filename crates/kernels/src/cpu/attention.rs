@@ -172,8 +172,8 @@ impl Cpu {
                 let (rows, ahead) = rows.split_at(KEYS.min(rows.len()));
                 // SAFETY: arena rows are `qk_stride` long and start with the value.
                 unsafe {
-                    s.pack_values(isa, rows, ahead, widths);
-                    attend_tile(isa, s, 0..queries, rows, widths, dims.softmax_scale, |query| {
+                    s.pack_values(isa, rows, widths);
+                    attend_tile(isa, s, 0..queries, rows, ahead, widths, dims.softmax_scale, |query| {
                         (item.position + query / heads + 1).saturating_sub(first)
                     });
                 }
@@ -381,6 +381,7 @@ impl<E: Stored> Heads<'_, E> {
                     s,
                     unseeing..row.len,
                     &keys[..n],
+                    &[],
                     self.widths,
                     self.dims.softmax_scale,
                     |query| (position + query + 1).saturating_sub(first),
@@ -451,7 +452,7 @@ impl<E: Stored> Heads<'_, E> {
         };
         let values = rows(s.value_rows.as_ptr(), value_stride);
         // SAFETY: KEYS rows of `v_stride`, written above and not moved by packing.
-        unsafe { s.pack_values(self.isa, &values[..n], &[], self.widths) };
+        unsafe { s.pack_values(self.isa, &values[..n], self.widths) };
         rows(s.key_rows.as_ptr(), key_stride)
     }
 

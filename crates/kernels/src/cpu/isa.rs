@@ -77,7 +77,7 @@ macro_rules! for_each_isa {
             }
 
             match isa {
-                // SAFETY: an `Isa` is made by `detect` or `all`, which asked for these features.
+                // SAFETY: `Cpu::with_isa`, where each `isa` comes from, has asked for these features.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::isa::Isa::Avx512 | $crate::cpu::isa::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
                 // SAFETY: as above.

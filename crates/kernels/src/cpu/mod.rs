@@ -20,7 +20,7 @@ pub use arena::LatentArena;
 pub use isa::Isa;
 pub use packed::PackedMatrices;
 
-use crate::backend::{Backend, Rope, View, Workspace};
+use crate::backend::{Backend, MlaDims, Rope, View, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::matrix::Parts;
@@ -44,7 +44,8 @@ pub struct Cpu {
     isa: Isa,
     precision: Precision,
     step: StepState,
-    limits: Option<StepLimits>,
+    /// The sizes that scratch memory was made for.
+    reserved: Option<(StepLimits, MlaDims)>,
     /// `[tokens, rope / 2, 2]` cos and sin of the step's positions
     cos_sin: Vec<f32>,
     /// Tokens of rows that take `attend_latent`.
@@ -71,7 +72,7 @@ impl Cpu {
             isa,
             precision,
             step: StepState::default(),
-            limits: None,
+            reserved: None,
             cos_sin: Vec::new(),
             absorbed: Vec::new(),
             expand_from: usize::MAX,
@@ -103,6 +104,18 @@ impl Cpu {
 
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// `dims` and the arena are those that scratch memory was made for and the step was checked against.
+    fn check_reserved(&self, op: &'static str, dims: &MlaDims, arena: Option<&LatentArena>) -> Result<()> {
+        let Some((limits, mla)) = &self.reserved else {
+            return Err(KernelError::Shape { op, what: "nothing reserved".into() });
+        };
+        require(mla == dims, op, || format!("{dims:?}, reserved for {mla:?}"))?;
+        let Some(arena) = arena else { return Ok(()) };
+        require(arena.shape[1] == limits.slots() && arena.precision() == self.precision, op, || {
+            format!("an arena {:?} in {}", arena.shape, arena.precision().name())
+        })
     }
 }
 
@@ -144,7 +157,7 @@ impl Backend for Cpu {
     }
 
     fn indices(&mut self, len: usize) -> Result<Vec<u32>> {
-        Ok(vec![0; len])
+        zeros(len)
     }
 
     fn pack(&mut self, stack: &[Parts<'_>], precision: Precision) -> Result<PackedMatrices> {
@@ -152,17 +165,21 @@ impl Backend for Cpu {
     }
 
     fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<LatentArena> {
+        limits.check()?;
         LatentArena::new([layers, limits.slots(), latent_width], self.precision)
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
         let Workspace { limits, mla, .. } = &workspace;
+        limits.check()?;
+        require(mla.n_heads > 0, "reserve", || "no heads".into())?;
+        self.reserved = None;
         self.step = StepState::new(limits);
         self.cos_sin = zeros(limits.tokens * mla.qk_rope_head_dim)?;
         self.absorbed = Vec::with_capacity(limits.tokens);
         self.expand_from = workspace.expand_from;
         self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
-        self.limits = Some(workspace.limits);
+        self.reserved = Some((workspace.limits, workspace.mla));
         Ok(())
     }
 
@@ -199,12 +216,12 @@ impl Backend for Cpu {
     }
 
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
-        let limits = self.limits.as_ref();
-        let limits =
-            limits.ok_or_else(|| KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
-        self.step.load(step, limits)?;
+        let Some((limits, mla)) = &self.reserved else {
+            return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
+        };
         let width = 2 * rope.inv_freq.len();
-        require(self.step.n_tokens() * width <= self.cos_sin.len(), "begin_step", || "rope width".into())?;
+        require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
+        self.step.load(step, limits)?;
         for (&position, out) in self.step.positions.iter().zip(self.cos_sin.chunks_exact_mut(width)) {
             for (pair, freq) in out.chunks_exact_mut(2).zip(&rope.inv_freq) {
                 let (sin, cos) = (position as f32 * freq).sin_cos();
@@ -263,6 +280,7 @@ impl Backend for Cpu {
 
     fn latent_write(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
+        self.check_reserved("latent_write", &op.dims, Some(op.arena))?;
         match &op.arena.elements {
             ArenaElements::F32(_) => self.latent_write_of::<f32>(op),
             ArenaElements::Bf16(_) => self.latent_write_of::<bf16>(op),
@@ -271,11 +289,13 @@ impl Backend for Cpu {
 
     fn absorb_query(&mut self, op: AbsorbQuery<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
+        self.check_reserved("absorb_query", &op.dims, None)?;
         by_element!(op.w_uk, E => self.absorb_query_of::<E>(op))
     }
 
     fn attend_latent(&mut self, op: AttendLatent<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
+        self.check_reserved("attend_latent", &op.dims, Some(op.arena))?;
         match &op.arena.elements {
             ArenaElements::F32(_) => self.attend_latent_of::<f32>(op),
             ArenaElements::Bf16(_) => self.attend_latent_of::<bf16>(op),
@@ -284,11 +304,13 @@ impl Backend for Cpu {
 
     fn absorb_output(&mut self, op: AbsorbOutput<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
+        self.check_reserved("absorb_output", &op.dims, None)?;
         by_element!(op.w_uv, E => self.absorb_output_of::<E>(op))
     }
 
     fn attend_expanded(&mut self, op: AttendExpanded<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
+        self.check_reserved("attend_expanded", &op.dims, Some(op.arena))?;
         by_element!(op.w_k, E => self.attend_expanded_of::<E>(op))
     }
 
@@ -313,14 +335,18 @@ impl Backend for Cpu {
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
         let outputs = self.step.outputs.len();
         let [vocab, hidden] = op.check(self.step.n_tokens(), outputs)?;
+        if outputs == 0 {
+            return Ok(());
+        }
         by_element!(op.weight, E => self.lm_head_of::<E>(op, outputs, vocab, hidden))
     }
 }
 
-fn zeros(len: usize) -> Result<Vec<f32>> {
+fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
     let mut v = Vec::new();
-    v.try_reserve_exact(len).map_err(|_| KernelError::Memory { what: "a buffer", bytes: len * 4 })?;
-    v.resize(len, 0.0);
+    let bytes = len.saturating_mul(size_of::<T>());
+    v.try_reserve_exact(len).map_err(|_| KernelError::Memory { what: "a buffer", bytes })?;
+    v.resize(len, T::default());
     Ok(v)
 }
 
@@ -360,9 +386,6 @@ impl Cpu {
         let row = op.arena.row;
         let arena = same_precision(E::arena_mut(op.arena), "latent_write")?;
         let arena = SendPtr::new(arena);
-        require(self.cos_sin.len() >= self.step.n_tokens() * d.qk_rope_head_dim, "latent_write", || {
-            "rope".into()
-        })?;
         let isa = self.isa;
         for (t, &slot) in self.step.slots.iter().enumerate() {
             require((slot as usize) < slots, "latent_write", || format!("slot {slot}"))?;
@@ -393,7 +416,9 @@ impl Cpu {
             lanes::rms_norm(self.isa, &op.x[t as usize * hidden..][..hidden], op.norm, op.eps, out);
         }
         let view = View::<Self>::dense(&normed, hidden);
-        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &view, outputs, hidden)?;
+        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &view, outputs, hidden);
+        self.scratch.normed = normed;
+        let x = x?;
         let logits = SendPtr::new(op.logits.as_mut_ptr());
         let segments = [Segment { matrix: 0, first: 0, len: outputs }];
         let finish = |_: usize, o: usize, first: usize, values: &mut [f32]| {
@@ -402,13 +427,10 @@ impl Cpu {
             let out = unsafe { std::slice::from_raw_parts_mut(logits.at(o * vocab + first), n) };
             out.copy_from_slice(&values[..n]);
         };
-        if outputs > 0 {
-            // SAFETY: `x` holds `outputs` rows of `hidden`.
-            unsafe {
-                matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
-            };
-        }
-        self.scratch.normed = normed;
+        // SAFETY: `x` holds `outputs` rows of `hidden`, in scratch memory that nobody touches meanwhile.
+        unsafe {
+            matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
+        };
         Ok(())
     }
 }

@@ -87,6 +87,7 @@ impl Cpu {
         tokens: usize,
         hidden: usize,
     ) -> Result<()> {
+        require(op.gate_up.gated, "gated_mlp", || "gate and up are not packed as such".into())?;
         let gate_up = same_precision(E::panels(op.gate_up), "gated_mlp")?;
         let down = same_precision(E::panels(op.down), "gated_mlp")?;
         let isa = self.isa;
@@ -120,6 +121,7 @@ impl Cpu {
         n: usize,
         hidden: usize,
     ) -> Result<()> {
+        require(op.gate_up.gated, "experts", || "gate and up are not packed as such".into())?;
         let gate_up = same_precision(E::panels(op.gate_up), "experts")?;
         let down = same_precision(E::panels(op.down), "experts")?;
         let pairs = tokens * op.top_k;

@@ -98,6 +98,8 @@ pub(super) enum Elements {
 /// alternate panels, so that a tile computes both halves of the same 16 middle rows.
 pub struct PackedMatrices {
     pub(super) shape: [usize; 3],
+    /// Packed as [`Parts::GateUp`].
+    pub(super) gated: bool,
     pub(super) elements: Elements,
 }
 
@@ -106,15 +108,18 @@ impl PackedMatrices {
         let first = stack.first().map(Parts::shape).transpose()?;
         let [rows, cols] = first.unwrap_or_default();
         require(rows > 0 && cols > 0, "pack", || format!("an empty stack of [{rows}, {cols}]"))?;
+        let is_gated = |parts: &Parts<'_>| matches!(parts, Parts::GateUp { .. });
+        let gated = stack.first().is_some_and(is_gated);
         for parts in stack {
             let shape = parts.shape()?;
             require(shape == [rows, cols], "pack", || format!("{shape:?} in a stack of [{rows}, {cols}]"))?;
+            require(is_gated(parts) == gated, "pack", || "a gated MLP in a stack of others".into())?;
         }
         let elements = match precision {
             Precision::F32 => Elements::F32(pack(pool, stack, cols)?),
             Precision::Bf16 => Elements::Bf16(pack(pool, stack, cols)?),
         };
-        Ok(Self { shape: [stack.len(), rows, cols], elements })
+        Ok(Self { shape: [stack.len(), rows, cols], gated, elements })
     }
 
     pub(super) fn bytes(&self) -> usize {

@@ -6,6 +6,7 @@
 
 use std::any::Any;
 use std::cell::UnsafeCell;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,6 +95,15 @@ pub(super) struct Pool {
 
 impl Pool {
     pub(super) fn new(threads: usize) -> Self {
+        Self::spawned_by(threads, |worker, work| {
+            thread::Builder::new().name(format!("strait-cpu-{worker}")).spawn(work)
+        })
+    }
+
+    fn spawned_by(
+        threads: usize,
+        mut spawn: impl FnMut(usize, Box<dyn FnOnce() + Send>) -> io::Result<JoinHandle<()>>,
+    ) -> Self {
         let nothing: &'static Task<'static> = &|_, _| {};
         let shared = Arc::new(Shared {
             ticket: AtomicU64::new(0),
@@ -104,11 +114,10 @@ impl Pool {
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
         });
         let workers = (1..threads)
-            .filter_map(|worker| {
+            // Fewer threads than asked for are slower, not wrong; but their numbers must have no gap.
+            .map_while(|worker| {
                 let shared = shared.clone();
-                let spawned = thread::Builder::new().name(format!("strait-cpu-{worker}"));
-                // Fewer threads than asked for are slower, not wrong.
-                let handle = spawned.spawn(move || shared.work(worker)).ok()?;
+                let handle = spawn(worker, Box::new(move || shared.work(worker))).ok()?;
                 Some((handle.thread().clone(), Some(handle)))
             })
             .collect();
@@ -191,6 +200,21 @@ mod tests {
                     assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn workers_are_numbered_without_a_gap() {
+        let mut pool = Pool::spawned_by(4, |worker, work| match worker {
+            2 => Err(io::Error::other("no more threads")),
+            _ => thread::Builder::new().spawn(work),
+        });
+        let threads = pool.threads();
+        for _ in 0..200 {
+            pool.run(64, &|worker, _| {
+                assert!(worker < threads);
+                thread::yield_now();
+            });
         }
     }
 

@@ -75,8 +75,11 @@ impl<E: Elem> Operands<E> {
         let first = SendPtr::new(buffer.map_or(std::ptr::null_mut(), |b| b.as_mut_ptr()));
         let convert = |_: usize, t: usize| {
             // SAFETY: rows do not overlap and lie within the buffer.
-            let out = unsafe { std::slice::from_raw_parts_mut(first.at(t * stride), width) };
+            let out = unsafe { std::slice::from_raw_parts_mut(first.at(t * stride), stride) };
+            let (out, pad) = out.split_at_mut(width);
             E::convert(isa, x(t), out);
+            // Its weight is 0, but 0 times what another op left here may be NaN.
+            pad.fill(E::ZERO);
         };
         if rows < FEW_ROWS {
             (0..rows).for_each(|t| convert(0, t));

@@ -87,12 +87,11 @@ pub(super) trait Elem: Copy + Send + Sync + 'static {
     /// Each row is valid for `words * PAIR` elements; `out` holds `words * 16 * PAIR`.
     unsafe fn transpose(isa: Isa, rows: &[*const Self], words: usize, out: &mut [Self]);
 
-    /// Packs rows `first..` (an even number) of up to 64, `width` elements each, into panels of 16
-    /// columns: `[width / 16][64 / PAIR][16][PAIR]`.
+    /// Packs up to 64 rows of `width` elements into panels of 16 columns: `[width / 16][64 / PAIR][16][PAIR]`.
     ///
     /// # Safety
     /// Each row is valid for `width` elements.
-    unsafe fn interleave(isa: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]);
+    unsafe fn interleave(isa: Isa, rows: &[*const Self], width: usize, out: &mut [Self]);
 
     /// # Safety
     /// The pointers of `tile` are valid for the lengths that its sizes imply, `out` for writing and by
@@ -192,10 +191,10 @@ impl Elem for bf16 {
         unsafe { transpose_words(isa, words_of(rows), words, out.as_mut_ptr().cast()) }
     }
 
-    unsafe fn interleave(isa: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]) {
+    unsafe fn interleave(isa: Isa, rows: &[*const Self], width: usize, out: &mut [Self]) {
         // SAFETY: bf16 is a u16 in memory, and so is a pointer to it.
         let rows = unsafe { std::slice::from_raw_parts(rows.as_ptr().cast(), rows.len()) };
-        attend::interleave_pairs(isa, rows, first, width, out.reinterpret_cast_mut());
+        attend::interleave_pairs(isa, rows, width, out.reinterpret_cast_mut());
     }
 
     unsafe fn tile(isa: Isa, tile: &Tile<'_, Self>) {
@@ -236,8 +235,8 @@ impl Elem for f32 {
         unsafe { transpose_words(isa, words_of(rows), words, out.as_mut_ptr().cast()) }
     }
 
-    unsafe fn interleave(_: Isa, rows: &[*const Self], first: usize, width: usize, out: &mut [Self]) {
-        for (key, &row) in (first..).zip(rows) {
+    unsafe fn interleave(_: Isa, rows: &[*const Self], width: usize, out: &mut [Self]) {
+        for (key, &row) in rows.iter().enumerate() {
             // SAFETY: the caller's promise.
             let row = unsafe { std::slice::from_raw_parts(row, width) };
             for (panel, columns) in row.chunks(PANEL).enumerate() {

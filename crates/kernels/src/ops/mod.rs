@@ -43,10 +43,11 @@ fn check_view<B: Backend>(
     width: usize,
 ) -> Result<()> {
     let len = B::buffer_len(view.buffer);
+    require(rows > 0, op, || "no step has begun".into())?;
     let fits = view.stride >= width
         && (rows - 1)
             .checked_mul(view.stride)
-            .and_then(|n| n.checked_add(view.offset + width))
+            .and_then(|n| n.checked_add(view.offset)?.checked_add(width))
             .is_some_and(|end| end <= len);
     require(fits, op, || {
         format!("{name}: {rows} rows of {width} at {} + t * {} in {len}", view.offset, view.stride)

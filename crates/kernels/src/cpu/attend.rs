@@ -137,6 +137,12 @@ impl<E: Elem> Scratch<E> {
     }
 }
 
+/// Keys of a tile, at most 64, and those of the next one, which are not read.
+pub(super) struct Keys<'a, E> {
+    pub rows: &'a [*const E],
+    pub ahead: &'a [*const E],
+}
+
 /// Rows that the next tile will read, fetched a few at a time between products: all at once would
 /// only wait for memory here instead of there.
 struct Ahead<'a, E> {
@@ -157,23 +163,23 @@ impl<E> Ahead<'_, E> {
 }
 
 /// Attends queries `queries` (starting at a multiple of 16) to up to 64 keys, whose values are packed.
-/// `visible(i)`: how many of the keys query `i` may see. `ahead`: keys of the next tile.
+/// `visible(i)`: how many of the keys query `i` may see.
 ///
 /// # Safety
-/// Each pointer in `keys` is valid for `qk_stride` elements.
+/// Each pointer in `keys.rows` is valid for `qk_stride` elements.
 pub(super) unsafe fn attend_tile<E: Elem>(
     isa: Isa,
     s: &mut Scratch<E>,
     queries: Range<usize>,
-    keys: &[*const E],
-    ahead: &[*const E],
+    keys: Keys<'_, E>,
     widths: Widths,
     scale: f32,
     visible: impl Fn(usize) -> usize,
 ) {
-    assert!(queries.start.is_multiple_of(PANEL) && keys.len() <= KEYS);
+    assert!(queries.start.is_multiple_of(PANEL) && keys.rows.len() <= KEYS);
     let (qk, v) = (widths.qk_stride::<E>(), widths.v_stride());
-    let mut ahead = Ahead { rows: ahead.iter(), width: widths.qk };
+    let mut ahead = Ahead { rows: keys.ahead.iter(), width: widths.qk };
+    let keys = keys.rows;
     for first in queries.clone().step_by(QUERIES) {
         let n = QUERIES.min(queries.end - first);
         let panels = n.div_ceil(PANEL);

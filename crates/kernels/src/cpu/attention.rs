@@ -1,7 +1,7 @@
 //! The attention ops: into latent space, over the cache, and back.
 
 use super::arena::Stored;
-use super::attend::{self, KEYS, Widths, attend_tile, merge};
+use super::attend::{self, KEYS, Keys, Widths, attend_tile, merge};
 use super::matmul::{Item, Segment, matmul};
 use super::packed::{Panels, SendPtr};
 use super::scratch::tokens_per_item;
@@ -173,7 +173,8 @@ impl Cpu {
                 // SAFETY: arena rows are `qk_stride` long and start with the value.
                 unsafe {
                     s.pack_values(isa, rows, widths);
-                    attend_tile(isa, s, 0..queries, rows, ahead, widths, dims.softmax_scale, |query| {
+                    let keys = Keys { rows, ahead };
+                    attend_tile(isa, s, 0..queries, keys, widths, dims.softmax_scale, |query| {
                         (item.position + query / heads + 1).saturating_sub(first)
                     });
                 }
@@ -380,8 +381,7 @@ impl<E: Stored> Heads<'_, E> {
                     self.isa,
                     s,
                     unseeing..row.len,
-                    &keys[..n],
-                    &[],
+                    Keys { rows: &keys[..n], ahead: &[] },
                     self.widths,
                     self.dims.softmax_scale,
                     |query| (position + query + 1).saturating_sub(first),

@@ -11,10 +11,10 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-/// Those of the repository; `STRAIT_GOLDENS` names another directory of the same layout.
+/// Those of the repository; `GOLDENS_DIR` names another directory of the same layout.
 fn goldens() -> PathBuf {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens");
-    std::env::var_os("STRAIT_GOLDENS").map_or_else(own, PathBuf::from)
+    std::env::var_os("GOLDENS_DIR").map_or_else(own, PathBuf::from)
 }
 
 pub(crate) struct Golden {

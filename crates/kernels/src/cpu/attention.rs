@@ -274,6 +274,7 @@ impl Cpu {
             return Ok(());
         }
         let what = "attend_expanded";
+        let out = SendPtr::new(op.out.as_mut_ptr());
         let heads = Heads {
             isa: self.isa,
             dims: op.dims,
@@ -287,7 +288,6 @@ impl Cpu {
         };
         let n_heads = op.dims.n_heads;
         let scratch = SendPtr::new(E::operands(&mut self.scratch).attend.as_mut_ptr());
-        let out = SendPtr::new(op.out.as_ptr().cast_mut());
         self.pool.run(rows * n_heads, &|worker, i| {
             // SAFETY: a worker runs one item at a time, and there is one scratch a thread.
             let s = unsafe { &mut *scratch.at(worker) };
@@ -333,7 +333,8 @@ impl<'a> Sums<'a> {
     fn merge(&mut self, isa: Isa, max: &[f32], sum: &[f32], out: &[f32], widths: Widths) {
         let v = widths.v_stride();
         for i in 0..self.max.len() {
-            if sum[i] > 0.0 {
+            // 0: the query sees none of the part's keys. NaN is passed on.
+            if sum[i] != 0.0 {
                 let into = (&mut self.max[i], &mut self.sum[i], &mut self.out[i * v..][..v]);
                 merge(isa, into, (max[i], sum[i], &out[i * v..][..v]));
             }

@@ -15,6 +15,9 @@ use serde_json::Value;
 /// Nothing in these tests takes so long.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The golden that tests take where any would do.
+pub const MODEL: &str = "v3-tied-f32";
+
 /// The repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
@@ -194,4 +197,8 @@ pub fn copy_of(name: &str) -> tempfile::TempDir {
         }
     }
     copy
+}
+
+pub fn path(dir: &tempfile::TempDir) -> &str {
+    dir.path().to_str().unwrap()
 }

@@ -24,11 +24,14 @@ struct Golden {
 impl Golden {
     /// Those of the repository; `GOLDENS_DIR` names another directory of the same layout.
     fn all() -> Vec<Self> {
-        let parent = std::env::var_os("GOLDENS_DIR").map_or_else(|| root().join("tests/goldens"), PathBuf::from);
+        let parent =
+            std::env::var_os("GOLDENS_DIR").map_or_else(|| root().join("tests/goldens"), PathBuf::from);
         let dirs = fs::read_dir(parent).unwrap().map(|entry| entry.unwrap().path());
         let mut dirs: Vec<PathBuf> = dirs.filter(|dir| dir.join("golden.json").is_file()).collect();
         // Families that are refused.
-        dirs.retain(|dir| !["v32", "glm5"].iter().any(|name| dir.file_name().unwrap().to_string_lossy().starts_with(name)));
+        dirs.retain(|dir| {
+            !["v32", "glm5"].iter().any(|name| dir.file_name().unwrap().to_string_lossy().starts_with(name))
+        });
         dirs.sort();
         assert!(dirs.len() >= 7, "goldens are missing: {dirs:?}");
         let open = |dir: PathBuf| Self {

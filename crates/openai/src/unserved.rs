@@ -23,7 +23,7 @@ const COMMON: &[Row] = &[
     ("kv_transfer_params", &[]),
     ("length_penalty", &["1", "1.0"]),
     ("logits_processors", &["[]"]),
-    ("priority", &["0"]),
+    ("priority", &["0", "0.0"]),
     ("prompt_embeds", &[]),
     ("prompt_logprobs", &[]),
     ("response_format", &[r#"{"type":"text"}"#]),

@@ -93,6 +93,7 @@ fn what_asks_for_nothing_is_accepted() {
         "modalities":["text"],"use_beam_search":false,"bad_words":[],"functions":[],"user":"u",
         "metadata":{"a":"b"},"store":true,"service_tier":"auto","parallel_tool_calls":false"#;
     assert_eq!(chat(harmless), chat(""));
+    assert_eq!(chat(r#","priority":0.0"#), chat(""));
     assert_eq!(chat(r#","top_k":-1"#).generation.top_k, Some(0));
     assert_eq!(chat(r#","stop":[]"#).generation.stop, Vec::<String>::new());
     assert_eq!(chat(r#","max_tokens":5,"max_completion_tokens":9"#).generation.max_tokens, Some(9));

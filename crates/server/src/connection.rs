@@ -20,7 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 const PROBE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// How often a half-closed socket is asked whether a reset has come.
+/// How often a half-closed socket is asked whether a reset has come; and how long an end of file is
+/// kept from HTTP while the request before it is being read.
 const RESET_POLL: Duration = Duration::from_millis(50);
 
 /// What the socket must know of the request that it carries. Clones share it.
@@ -29,6 +30,8 @@ pub(crate) struct Liveness(Arc<Shared>);
 
 #[derive(Default)]
 struct Shared {
+    /// A request's head has arrived, and nobody has taken the end of its body.
+    reading: AtomicBool,
     /// The request is read whole and its answer is not finished.
     answering: AtomicBool,
     /// Some of the answer is sent, or the client cannot take interim answers.
@@ -40,14 +43,18 @@ impl Liveness {
     /// A request's head has arrived.
     pub(crate) fn request_started(&self, may_probe: bool) {
         self.0.no_probe.store(!may_probe, Ordering::SeqCst);
+        self.0.reading.store(true, Ordering::SeqCst);
     }
 
     /// From now on, end of file is no error of the request.
     pub(crate) fn request_complete(&self) {
+        self.0.reading.store(false, Ordering::SeqCst);
         self.0.answering.store(true, Ordering::SeqCst);
+        self.0.reader.wake();
     }
 
     fn answer_finished(&self) {
+        self.0.reading.store(false, Ordering::SeqCst);
         self.0.answering.store(false, Ordering::SeqCst);
         self.0.reader.wake();
     }
@@ -81,6 +88,11 @@ impl Socket {
     fn poll_ended(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let shared = Arc::clone(&self.liveness.0);
         shared.reader.register(cx.waker());
+        if shared.reading.load(Ordering::SeqCst) {
+            // The body's last bytes and the end of file may come together. HTTP asks for more before
+            // the handler, which runs on the same task, has had its turn: a pause gives it one.
+            ready!(self.poll_reset.as_mut().poll(cx));
+        }
         if !shared.answering.load(Ordering::SeqCst) {
             return Poll::Ready(Ok(()));
         }
@@ -125,6 +137,7 @@ impl AsyncRead for Socket {
                 return Poll::Ready(Ok(()));
             }
             this.ended = true;
+            this.poll_reset.set(sleep(RESET_POLL));
         }
         this.poll_ended(cx)
     }
@@ -190,5 +203,50 @@ impl<G: Unpin> Body for HeldBody<G> {
 impl<G> Drop for HeldBody<G> {
     fn drop(&mut self) {
         self.liveness.answer_finished();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(10);
+
+    /// A socket whose client has finished sending.
+    async fn half_closed(liveness: &Liveness) -> (Socket, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        tokio::io::AsyncWriteExt::shutdown(&mut client).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.readable().await.unwrap();
+        (Socket::new(stream, liveness.clone(), LONG), client)
+    }
+
+    #[tokio::test]
+    async fn an_end_of_file_waits_for_the_handler_to_take_the_body() {
+        let liveness = Liveness::default();
+        let (mut socket, _client) = half_closed(&liveness).await;
+        liveness.request_started(true);
+        assert!(timeout(RESET_POLL / 5, socket.read(&mut [0; 8])).await.is_err());
+        liveness.request_complete();
+        assert!(timeout(3 * RESET_POLL, socket.read(&mut [0; 8])).await.is_err());
+        liveness.answer_finished();
+        assert_eq!(timeout(LONG, socket.read(&mut [0; 8])).await.unwrap().unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn an_end_of_file_is_told_if_the_body_is_cut_or_nothing_was_asked() {
+        for started in [true, false] {
+            let liveness = Liveness::default();
+            let (mut socket, _client) = half_closed(&liveness).await;
+            if started {
+                liveness.request_started(true);
+            }
+            assert_eq!(timeout(LONG, socket.read(&mut [0; 8])).await.unwrap().unwrap(), 0, "{started}");
+        }
     }
 }

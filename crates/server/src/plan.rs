@@ -1,5 +1,6 @@
 //! What the engine is asked to do for one API request.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use engine::request::{Request, Sampling};
@@ -8,6 +9,8 @@ use openai::{Error, Generation};
 use crate::app::ServedModel;
 use crate::decode::DecodeOptions;
 
+/// A `logit_bias` that bans a token.
+const BAN: f32 = -100.0;
 /// Below it a temperature is greedy: dividing logits by it would overflow.
 const TEMPERATURE_MIN: f32 = 1e-5;
 
@@ -63,6 +66,8 @@ impl Plan {
             logprobs: asked.logprobs,
             prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
         };
+        check_sequences(model, asked.prompts.len() * generation.n)?;
+        check_drawable(model, &template)?;
         Ok(Self {
             n: generation.n,
             max_tokens: budgets.iter().copied().max().unwrap_or(0),
@@ -128,6 +133,42 @@ fn budget(
         ));
     }
     Ok(budget)
+}
+
+/// All sequences of a request pass through the queue at once: more than it holds would hear "try again" for ever.
+fn check_sequences(model: &ServedModel, sequences: usize) -> Result<(), Error> {
+    if sequences <= model.max_waiting {
+        return Ok(());
+    }
+    Err(Error::value(
+        "n",
+        format!(
+            "`n` times the number of prompts is {sequences}; this server's queue holds {}. Ask for \
+             fewer at once.",
+            model.max_waiting
+        ),
+    ))
+}
+
+/// A first token must be left to draw.
+fn check_drawable(model: &ServedModel, request: &Request) -> Result<(), Error> {
+    let drawable = model.tokenizer.vocab_size().min(model.vocab_size);
+    let biases = &request.sampling.logit_bias;
+    let delayed = if request.min_new_tokens > 0 { request.stop_ids.as_slice() } else { &[] };
+    // Nearly always: the lists are short and the vocabulary is large.
+    if biases.len() + delayed.len() < drawable {
+        return Ok(());
+    }
+    let banned = biases.iter().filter(|(_, bias)| *bias <= BAN).map(|(id, _)| id);
+    let excluded: HashSet<&u32> = banned.chain(delayed).collect();
+    if excluded.iter().filter(|&&&id| (id as usize) < drawable).count() < drawable {
+        return Ok(());
+    }
+    Err(Error::value(
+        "logit_bias",
+        "`logit_bias` leaves no token to begin the answer with (before `min_tokens` none that ends \
+         it counts). Ban fewer tokens.",
+    ))
 }
 
 fn sampling(model: &ServedModel, generation: &Generation) -> Sampling {

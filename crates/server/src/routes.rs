@@ -1,5 +1,6 @@
 //! Which path is answered by what.
 
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -84,7 +85,12 @@ async fn models(State(app): State<App>) -> Json<ModelList> {
     Json(ModelList { object: "list", data })
 }
 
-async fn model(State(app): State<App>, Path(id): Path<String>) -> Result<Json<Model>, ApiError> {
+async fn model(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Model>, ApiError> {
+    // What is not UTF-8 names no model.
+    let id = id.map_or_else(|_| char::REPLACEMENT_CHARACTER.to_string(), |Path(id)| id);
     let name = app.served_name(Some(&id))?;
     Ok(Json(model_entry(&app, &name)))
 }

@@ -148,6 +148,17 @@ async fn a_client_that_only_stops_sending_is_answered() {
 }
 
 #[tokio::test]
+async fn a_body_that_ends_early_is_refused() {
+    let server = Server::with(options(), Box::new(SharedScript(Arc::new(Scripted::new(|_, _| {}))))).await;
+    let mut client = TcpStream::connect(server.address).await.unwrap();
+    let request = post(PATH, &asked(false).to_string());
+    client.write_all(&request.as_bytes()[..request.len() - 5]).await.unwrap();
+    client.shutdown().await.unwrap();
+    let reply = read_reply(&mut client).await;
+    assert_eq!((reply.status, reply.error().0.as_str()), (400, "invalid_json"));
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_cut() {
     let (gone, heard) = mpsc::channel();
     let slow = Options { stall_timeout: Duration::from_millis(200), ..options() };

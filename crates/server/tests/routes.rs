@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Server, options, post, scripted};
+use common::{EOS, Server, VOCAB_SIZE, options, post, scripted};
 use serde_json::json;
 use server::Options;
 use std::time::Duration;
@@ -20,8 +20,10 @@ async fn models_by_name() {
         assert_eq!(reply.json()["max_model_len"], 252);
         assert_eq!(reply.json()["parent"], json!(null));
     }
-    let reply = server.get("/v1/models/none").await;
-    assert_eq!((reply.status, reply.error().0.as_str()), (404, "model_not_found"));
+    for path in ["/v1/models/none", "/v1/models/%ff"] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.status, reply.error().0.as_str()), (404, "model_not_found"), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -109,6 +111,9 @@ async fn bodies_that_are_refused() {
 async fn bad_requests_name_the_field() {
     let server = Server::fake().await;
     let long = "a b ".repeat(300);
+    let bans: serde_json::Map<_, _> = (0..VOCAB_SIZE).map(|id| (id.to_string(), json!(-100))).collect();
+    let mut all_but_eos = bans.clone();
+    all_but_eos.remove(&EOS.to_string());
     let cases = [
         ("/v1/completions", json!({"prompt": "a", "model": "other"}), 404, "model_not_found", Some("model")),
         ("/v1/completions", json!({"prompt": [1, 544]}), 400, "invalid_value", Some("prompt[1]")),
@@ -142,6 +147,21 @@ async fn bad_requests_name_the_field() {
             "invalid_value",
             Some("messages"),
         ),
+        ("/v1/completions", json!({"prompt": [3], "n": 5}), 400, "invalid_value", Some("n")),
+        (
+            "/v1/completions",
+            json!({"prompt": [3], "logit_bias": bans}),
+            400,
+            "invalid_value",
+            Some("logit_bias"),
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": [3], "logit_bias": all_but_eos, "min_tokens": 1}),
+            400,
+            "invalid_value",
+            Some("logit_bias"),
+        ),
         ("/detokenize", json!({"tokens": [544]}), 400, "invalid_value", Some("tokens[0]")),
     ];
     for (path, body, status, code, param) in cases {
@@ -152,6 +172,11 @@ async fn bad_requests_name_the_field() {
             assert!(reply.body.contains("maximum context length is 252 tokens"), "{}", reply.body);
         }
     }
+    let eos_alone = json!({"prompt": [3], "logit_bias": all_but_eos});
+    assert_eq!(
+        server.post("/v1/completions", &eos_alone).await.json()["choices"][0]["finish_reason"],
+        "stop"
+    );
     assert_eq!(server.metric("vllm:num_requests_waiting").await, 0.0);
 }
 

@@ -2,6 +2,7 @@
 
 use crate::spec::{Mlp, ModelSpec};
 use kernels::Scoring;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Numbers in the weights, by part.
@@ -259,7 +260,8 @@ impl Plan {
         };
         writeln!(f, "\nIn {} beside the weights", bytes(memory))?;
         writeln!(f, "  {:<16}{tokens:>12}", "tokens")?;
-        for len in [4096, self.assumptions.context_len] {
+        let context_len = self.assumptions.context_len;
+        for len in BTreeSet::from([context_len.min(4096), context_len]) {
             let label = format!("sessions of {len}");
             writeln!(f, "  {label:<20}{:>8}", tokens / len.max(1) as u64)?;
         }

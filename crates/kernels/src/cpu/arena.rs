@@ -5,6 +5,7 @@ use super::scratch::{Operands, Scratch};
 use super::tile::Elem;
 use crate::dtype::Precision;
 use crate::error::Result;
+use crate::step::StepState;
 use half::bf16;
 
 /// The latent cache: `[layers, n_blocks, block_len, row]`, plain rows in order.
@@ -91,5 +92,24 @@ impl Stored for bf16 {
 
     fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
         &mut scratch.bf16
+    }
+}
+
+/// Pointers to the latent rows of keys `first..first + out.len()` of a row.
+pub(super) fn latent_rows<E: Stored>(
+    arena: *const E,
+    shape: &LatentArena,
+    layer: usize,
+    step: &StepState,
+    row: usize,
+    first: usize,
+    out: &mut [*const E],
+) {
+    let [_, slots, _] = shape.shape;
+    for (i, o) in out.iter_mut().enumerate() {
+        let slot = step.slot(row, first + i);
+        // The step's tables were checked against the arena's number of blocks.
+        debug_assert!(slot < slots);
+        *o = arena.wrapping_add((layer * slots + slot) * shape.row);
     }
 }

@@ -3,9 +3,11 @@
 //! Everything heavy is a product of packed panels with vectors ([`tile`]); [`matmul`] shares products
 //! out over threads, [`attend`] uses the same tiles for attention.
 
+mod absorb;
 mod arena;
 mod attend;
-mod attention;
+mod attend_expanded;
+mod attend_latent;
 pub(crate) mod isa;
 mod lanes;
 mod matmul;

@@ -156,7 +156,7 @@ pub(super) struct Scratch {
     /// `[heads]` every head's matrix over the absorbed tokens
     pub head_segments: Vec<super::matmul::Segment>,
     /// Items of `attend_latent`.
-    pub items: Vec<super::attention::LatentItem>,
+    pub items: Vec<super::attend_latent::LatentItem>,
     /// `[items, splits, queries * (v_stride + 2)]`, where few items are split over threads
     pub parts: Vec<f32>,
     pub split_keys: usize,
@@ -170,7 +170,7 @@ impl Scratch {
         let split_keys = split_keys(w.limits.context_len);
         let part = latent_queries(w) * (latent_widths(w).v_stride() + 2);
         let splits = w.limits.context_len.div_ceil(split_keys);
-        let items_split = super::attention::few_items(threads).min(tokens);
+        let items_split = super::attend_latent::few_items(threads).min(tokens);
         let bf16 = precision == Precision::Bf16;
         Ok(Self {
             // The router is f32 always, and reads its inputs where they lie.

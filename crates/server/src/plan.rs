@@ -135,7 +135,8 @@ fn budget(
     Ok(budget)
 }
 
-/// All sequences of a request pass through the queue at once: more than it holds would hear "try again" for ever.
+/// All sequences of a request pass through the queue at once: more than it holds would hear "try
+/// again" for ever.
 fn check_sequences(model: &ServedModel, sequences: usize) -> Result<(), Error> {
     if sequences <= model.max_waiting {
         return Ok(());

@@ -83,6 +83,28 @@ fn a_crowd_hears_what_each_would_alone() {
     assert_eq!(together, alone);
 }
 
+/// Prompts long enough to be computed in several steps, among others that take their share of each:
+/// the same tokens and the same log probabilities to the last bit.
+#[test]
+fn long_prompts_in_a_crowd_are_computed_as_alone() {
+    let server = Server::start(&[]);
+    let scored = |len: usize| {
+        let prompt: Vec<usize> = (0..len).map(|i| 20 + i * 13 % 700).collect();
+        let request = json!({
+            "prompt": prompt, "max_tokens": 12, "temperature": 0, "ignore_eos": true, "logprobs": 5,
+            "return_token_ids": true,
+        });
+        server.ask("/v1/completions", &request)["choices"].clone()
+    };
+    let lengths = [5, 100, 255, 256, 257, 341, 512, 700, 1000, 1300];
+    let alone = lengths.map(scored);
+    let crowd: Vec<usize> = (0..40).map(|i| i * 7 % lengths.len()).collect();
+    let together = in_parallel(&crowd, 20, |&i| scored(lengths[i]));
+    for (&i, together) in crowd.iter().zip(together) {
+        assert_eq!(together, alone[i], "{} tokens", lengths[i]);
+    }
+}
+
 #[test]
 fn clients_that_leave_take_nothing_with_them() {
     let server = Server::start(&[]);

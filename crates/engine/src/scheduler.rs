@@ -3,7 +3,8 @@
 //! There are no phases. A sequence has `computed` and `total` tokens, and a step hands out a
 //! budget of tokens until they meet: a long prompt takes many, an answer takes one at a time. One
 //! rule keeps it fair: first one token for each running sequence, then the rest in order of
-//! arrival. So a long prompt delays no answer, and no answer holds up a prompt.
+//! arrival. So a long prompt delays no answer, and no answer holds up a prompt. A prompt is cut at
+//! multiples of the model's prefill unit only, so that its numbers do not depend on the crowd.
 //!
 //! A request is admitted, first come first served, once its blocks for prompt and whole answer
 //! are free; it keeps them to its end. A running sequence therefore never runs out of blocks, at
@@ -39,11 +40,13 @@ pub(crate) struct Scheduler {
 struct Budget {
     tokens: usize,
     outputs: usize,
+    /// Of prompts; see [`Limits::prefill_unit`].
+    unit: usize,
 }
 
 impl Budget {
     fn grant(&mut self, sequence: &mut Sequence, tokens_max: usize) {
-        let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs);
+        let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs, self.unit);
         sequence.granted += tokens;
         self.tokens -= tokens;
         self.outputs -= outputs;
@@ -70,7 +73,8 @@ impl Scheduler {
     /// Admits whoever fits, then spends the budget.
     pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits) {
         self.admit(pool, limits);
-        let mut budget = Budget { tokens: limits.step_tokens, outputs: limits.step_outputs };
+        let unit = limits.prefill_unit;
+        let mut budget = Budget { tokens: limits.step_tokens, outputs: limits.step_outputs, unit };
         let first = self.running.partition_point(|s| s.number < self.first_turn);
         let mut left_out = None;
         for turn in 0..self.running.len() {
@@ -78,7 +82,7 @@ impl Scheduler {
             let sequence = &mut self.running[index];
             sequence.granted = 0;
             budget.grant(sequence, 1);
-            if sequence.granted == 0 {
+            if sequence.granted == 0 && !sequence.takes_units(unit) {
                 left_out = left_out.or(Some(sequence.number));
             }
         }

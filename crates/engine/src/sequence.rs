@@ -84,18 +84,34 @@ impl Sequence {
         }
     }
 
-    /// Tokens beyond those granted already that the budgets allow, and the outputs they take.
-    pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize) -> (usize, usize) {
+    /// Does a whole unit of the prompt begin at `position`? See [`crate::runner::Limits::prefill_unit`].
+    fn unit_begins(&self, position: usize, unit: usize) -> bool {
+        position.is_multiple_of(unit) && unit <= self.prompt_len.saturating_sub(position)
+    }
+
+    /// Waits for room for a whole unit: a single token is of no use to it.
+    pub(crate) fn takes_units(&self, unit: usize) -> bool {
+        self.unit_begins(self.computed, unit)
+    }
+
+    /// Tokens beyond those granted already that the budgets allow, and the outputs they take: whole
+    /// units where they begin, else single tokens.
+    pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize, unit: usize) -> (usize, usize) {
+        let piece = if self.takes_units(unit) { unit } else { 1 };
         let (mut tokens, mut outputs) = (0, 0);
-        for position in (self.computed + self.granted..self.tokens.len()).take(tokens_max) {
-            let wanted = usize::from(self.wants_output(position));
-            if outputs + wanted > outputs_max {
-                break;
+        loop {
+            let first = self.computed + self.granted + tokens;
+            let whole = if piece > 1 { self.unit_begins(first, unit) } else { first < self.tokens.len() };
+            if !whole || tokens + piece > tokens_max {
+                return (tokens, outputs);
             }
-            tokens += 1;
+            let wanted = (first..first + piece).filter(|&position| self.wants_output(position)).count();
+            if outputs + wanted > outputs_max {
+                return (tokens, outputs);
+            }
+            tokens += piece;
             outputs += wanted;
         }
-        (tokens, outputs)
     }
 
     pub(crate) fn granted_outputs(&self) -> usize {

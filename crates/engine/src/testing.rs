@@ -24,6 +24,7 @@ pub fn limits() -> Limits {
         step_tokens: 16,
         step_rows: 8,
         step_outputs: 16,
+        prefill_unit: usize::MAX,
     }
 }
 
@@ -206,6 +207,10 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
         let tokens = batch.row_start[r] as usize..batch.row_start[r + 1] as usize;
         assert!(!tokens.is_empty(), "row {r} is empty");
         let first = batch.kv_len[r] as usize - tokens.len();
+        if tokens.len() >= limits.prefill_unit {
+            let cut = [first, tokens.len()].map(|n| n % limits.prefill_unit);
+            assert_eq!(cut, [0, 0], "row {r}: {} tokens from {first} are no whole units", tokens.len());
+        }
         let table = &batch.tables[r * batch.table_width..][..batch.table_width];
         assert!(batch.kv_len[r] as usize <= limits.context_len);
         for (position, t) in (first..).zip(tokens) {

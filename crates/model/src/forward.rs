@@ -84,6 +84,11 @@ impl<B: Backend> Model<B> {
         &mut self.backend
     }
 
+    /// See [`prefill_unit`].
+    pub(crate) fn prefill_unit(&self) -> usize {
+        prefill_unit(&self.spec, &self.limits)
+    }
+
     /// Bytes of the latent cache.
     pub fn arena_bytes(&self) -> usize {
         B::arena_bytes(&self.arena)
@@ -309,6 +314,17 @@ pub fn activation_bytes(spec: &ModelSpec, step_tokens: usize) -> usize {
     RunState::<kernels::Reference>::width(spec) * step_tokens * 4
 }
 
+/// Prompt tokens that are computed together with keys and values expanded from the latent, which takes
+/// fewer operations than staying in latent space for so many. Never for fewer, so that one server
+/// computes a token in one way whatever else runs: see [`engine::runner::Limits::prefill_unit`].
+pub fn prefill_unit(spec: &ModelSpec, limits: &StepLimits) -> usize {
+    /// Short prompts stay in latent space, where a prompt's numbers are those of decoding it.
+    const LEAST: usize = 256;
+    let cheaper_from = spec.mla.expand_from();
+    let unit = cheaper_from.checked_next_multiple_of(64).unwrap_or(usize::MAX).max(LEAST);
+    if unit <= limits.tokens.saturating_sub(limits.rows) { unit } else { usize::MAX }
+}
+
 /// What a backend must reserve scratch memory for.
 pub fn workspace(spec: &ModelSpec, limits: &StepLimits) -> Workspace {
     let d = &spec.mla;
@@ -334,6 +350,6 @@ pub fn workspace(spec: &ModelSpec, limits: &StepLimits) -> Workspace {
         widest_mlp: widest_mlp.max().unwrap_or(0),
         n_experts: spec.moe().map_or(0, |moe| moe.rule.n_experts),
         top_k: spec.moe().map_or(0, |moe| moe.rule.top_k),
-        expand_from: d.expand_from(),
+        expand_from: prefill_unit(spec, limits),
     }
 }

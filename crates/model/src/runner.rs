@@ -15,6 +15,7 @@ impl<B: Backend> ModelRunner for Model<B> {
             step_tokens: l.tokens,
             step_rows: l.rows,
             step_outputs: l.outputs,
+            prefill_unit: self.prefill_unit(),
         }
     }
 

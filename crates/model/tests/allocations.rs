@@ -8,7 +8,7 @@ use kernels::{Cpu, Precision};
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
-const SHAPE: Shape = Shape { step_tokens: 64, block_len: 16 };
+const SHAPE: Shape = Shape { step_tokens: 400, block_len: 16 };
 
 #[test]
 fn a_hundred_mixed_steps_allocate_nothing() {
@@ -18,7 +18,7 @@ fn a_hundred_mixed_steps_allocate_nothing() {
         let limits = model.step_limits().clone();
         let sequences: Vec<Vec<u32>> = (0..4).map(|p| [golden.ids(p), golden.greedy(p)].concat()).collect();
         // Chunks that are expanded and chunks that stay in latent space, prefill beside decode.
-        let all: Vec<_> = [60, 7, 1].iter().flat_map(|&chunk| steps(&limits, &sequences, chunk)).collect();
+        let all: Vec<_> = [300, 7, 1].iter().flat_map(|&chunk| steps(&limits, &sequences, chunk)).collect();
         assert!(all.len() > 100);
         let mut logits = Vec::with_capacity(limits.outputs * limits.vocab_size);
         let _profiler = dhat::Profiler::builder().testing().build();

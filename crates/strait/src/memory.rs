@@ -130,7 +130,7 @@ impl MemoryPolicy {
     /// All but the number of blocks.
     fn limits(&self, spec: &ModelSpec, context_len: usize) -> StepLimits {
         let outputs = LOGITS_BYTES / (4 * spec.vocab_size);
-        StepLimits {
+        let limits = StepLimits {
             tokens: self.step_tokens,
             rows: self.sequences,
             outputs: outputs.max(self.sequences).min(self.step_tokens),
@@ -138,7 +138,11 @@ impl MemoryPolicy {
             context_len,
             block_len: self.block_len,
             n_blocks: 2,
-        }
+        };
+        // A prompt that is scored asks for the logits of whole units.
+        let unit = forward::prefill_unit(spec, &limits);
+        let outputs = unit.saturating_add(self.sequences).min(self.step_tokens).max(limits.outputs);
+        StepLimits { outputs, ..limits }
     }
 
     fn pool_within(&self, available: Option<u64>, weights: u64, buffers: u64) -> anyhow::Result<Pool> {

@@ -60,6 +60,20 @@ fn in_chunks_as_whole_whatever_the_blocks() {
 }
 
 #[test]
+fn in_units_as_whole() {
+    let whole = Limits { step_tokens: 4096, step_outputs: 4096, n_blocks: 2_000, ..limits() };
+    let expected = alone(&whole);
+    for prefill_unit in [1, 2, 5, 16] {
+        // As tight as it may be, and with room for several units.
+        for room in [prefill_unit, 3 * prefill_unit + 1] {
+            let step = room + whole.step_rows;
+            let limits = Limits { step_tokens: step, step_outputs: step, prefill_unit, ..whole.clone() };
+            assert!(answers(limits, requests()) == expected, "units of {prefill_unit}, {step} tokens a step");
+        }
+    }
+}
+
+#[test]
 fn equal_seeds_give_equal_answers_and_choices_differ() {
     let with = |seed, choice| {
         let sampling = Sampling { choice, temperature: 1.5, seed, ..Sampling::default() };

@@ -33,8 +33,8 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
 }
 
 fn sizes() -> impl Strategy<Value = Limits> {
-    (1usize..9, 1usize..30, 1usize..24, 1usize..6, 1usize..12).prop_map(
-        |(block_len, n_blocks, step_tokens, step_rows, step_outputs)| Limits {
+    (1usize..9, 1usize..30, 1usize..24, 1usize..6, 1usize..12, 1usize..8).prop_map(
+        |(block_len, n_blocks, step_tokens, step_rows, step_outputs, unit)| Limits {
             vocab_size: 96,
             context_len: 48,
             block_len,
@@ -42,6 +42,10 @@ fn sizes() -> impl Strategy<Value = Limits> {
             step_tokens,
             step_rows,
             step_outputs,
+            prefill_unit: match step_tokens.min(step_outputs).saturating_sub(step_rows) {
+                0 => usize::MAX,
+                room => unit.min(room),
+            },
         },
     )
 }

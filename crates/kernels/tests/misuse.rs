@@ -135,6 +135,25 @@ fn sizes_that_overflow() {
     check_refused(cpu.linear(Linear { weight: &w, x, out: &mut out, accumulate: false }), "rows of 8 at");
 }
 
+/// A head of five bf16 numbers is read as six: those of the last token must not end with the memory.
+#[test]
+fn odd_heads_that_fill_the_operands() {
+    let outcome = |widest: usize| {
+        let mut cpu = Cpu::new(2, Precision::Bf16);
+        // Room for one token of `widest` numbers and one pair more.
+        let limits = StepLimits { tokens: 1, ..LIMITS };
+        cpu.reserve(Workspace { widest, ..workspace(limits) }).unwrap();
+        let step =
+            Step { tokens: &[1], positions: &[0], slots: &[8], row_start: &[0, 1], kv_len: &[1], ..STEP };
+        cpu.begin_step(&Step { outputs: &[0], ..step }, &rope()).unwrap();
+        let w_uv = ones(&mut cpu, [2, 3, 5]);
+        let (latent, mut out) = (vec![1.0; 10], vec![0.0; 6]);
+        cpu.absorb_output(AbsorbOutput { latent: &latent, w_uv: &w_uv, out: &mut out, dims: DIMS })
+    };
+    check_refused(outcome(8), "1 rows of 10 in 10");
+    outcome(10).unwrap();
+}
+
 #[test]
 fn ops_outside_a_step() {
     let mut cpu = reserved(Precision::F32);

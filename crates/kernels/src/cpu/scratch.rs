@@ -71,7 +71,8 @@ impl<E: Elem> Operands<E> {
         let stride = width.next_multiple_of(E::PAIR);
         let buffer = self.rounded.as_mut();
         let room = buffer.as_ref().map_or(0, |b| b.len());
-        require(rows * stride <= room, "operand", || format!("{rows} rows of {width} in {room}"))?;
+        // The last head of a row of odd heads is read one step further than the row is long.
+        require(rows * stride + E::PAIR <= room, "operand", || format!("{rows} rows of {width} in {room}"))?;
         let first = SendPtr::new(buffer.map_or(std::ptr::null_mut(), |b| b.as_mut_ptr()));
         let convert = |_: usize, t: usize| {
             // SAFETY: rows do not overlap and lie within the buffer.

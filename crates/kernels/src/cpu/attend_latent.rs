@@ -6,7 +6,7 @@ use super::packed::SendPtr;
 use super::scratch::tokens_per_item;
 use super::tile::PANEL;
 use super::{Cpu, Isa, same_precision};
-use crate::error::{Result, require};
+use crate::error::Result;
 use crate::ops::AttendLatent;
 
 /// Some tokens of one row, all heads.
@@ -88,12 +88,9 @@ impl Cpu {
             let out = unsafe { std::slice::from_raw_parts_mut(out.at(at), queries * widths.v) };
             merged.finish(out, widths);
         };
-        if most_splits > 1 && items.len() < few_items(self.pool.threads()) {
-            let part_len = sums_len(items.iter().map(|i| i.tokens * heads).max().unwrap_or(0), widths);
-            let room = self.scratch.parts.len();
-            require(items.len() * most_splits * part_len <= room, "attend_latent", || {
-                format!("{room} of parts")
-            })?;
+        let part_len = sums_len(items.iter().map(|i| i.tokens * heads).max().unwrap_or(0), widths);
+        let fits = items.len() * most_splits * part_len <= self.scratch.parts.len();
+        if most_splits > 1 && items.len() < few_items(self.pool.threads()) && fits {
             let parts = SendPtr::new(self.scratch.parts.as_mut_ptr());
             // SAFETY: each (item, split) has its own part, within `parts` as just checked.
             let part = |item: usize, split: usize| unsafe {

@@ -19,6 +19,10 @@ const LATENT_QUERIES: usize = 64;
 const SPLIT_KEYS: usize = 512;
 const SPLITS: usize = 64;
 
+/// Memory for the parts of rows that are split over threads: with 128 heads and a long context a row's
+/// parts are many megabytes, and one row in two halves is gain enough.
+const PARTS_BYTES: usize = 64 << 20;
+
 /// Inputs of a product in the weights' own precision. f32 is used where it lies; bf16 is rounded to
 /// here, each row followed by room for a tile's last step.
 pub(super) struct Operands<E> {
@@ -171,7 +175,8 @@ impl Scratch {
         let split_keys = split_keys(w.limits.context_len);
         let part = latent_queries(w) * (latent_widths(w).v_stride() + 2);
         let splits = w.limits.context_len.div_ceil(split_keys);
-        let items_split = super::attend_latent::few_items(threads).min(tokens);
+        let few = super::attend_latent::few_items(threads).min(tokens);
+        let items_split = few.min((PARTS_BYTES / (splits * part * 4)).max(1));
         let bf16 = precision == Precision::Bf16;
         Ok(Self {
             // The router is f32 always, and reads its inputs where they lie.

@@ -108,7 +108,7 @@ pub(super) fn latent_rows<E: Stored>(
     let [_, slots, _] = shape.shape;
     for (i, o) in out.iter_mut().enumerate() {
         let slot = step.slot(row, first + i);
-        // The step's tables were checked against the arena's number of blocks.
+        // The step's tables were checked against the limits, and `check_reserved` ties the arena to them.
         debug_assert!(slot < slots);
         *o = arena.wrapping_add((layer * slots + slot) * shape.row);
     }

@@ -1,6 +1,7 @@
 //! All choices of one request, merged; and the answer they add up to.
 
 use std::pin::Pin;
+use std::time::Instant;
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -56,10 +57,13 @@ impl Answers {
         let n = plan.n;
         let mut choices = Vec::new();
         for (request, decode) in plan.sequences() {
-            let timer = SequenceTimer::new(app.clone(), request.prompt.len());
+            let (submitted, prompt_len) = (Instant::now(), request.prompt.len());
             let events = engine.submit(request).map_err(|busy| refused(app, &busy))?;
+            // Only now: a request that is refused is no sequence, and counts as none.
+            let timer = SequenceTimer::new(app.clone(), prompt_len, submitted);
             choices.push(Choice::new(events, decode, timer));
         }
+        app.metrics().observe_params(plan.n, plan.max_tokens);
         let n_choices = choices.len();
         let stream = |(index, choice)| {
             let next = move |mut choice: Choice| async move {

@@ -44,7 +44,6 @@ pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<R
         may_cut: false,
     };
     let plan = Plan::new(model, generation, asked)?;
-    app.metrics().observe_params(plan.n, plan.max_tokens);
     let format = Chat {
         names: TokenNames {
             tokenizer: model.tokenizer.clone(),

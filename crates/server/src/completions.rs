@@ -34,7 +34,6 @@ pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<R
     let asked =
         Asked { param: Completion::PROMPT_PARAM, prompts, logprobs, echo, may_cut: max_tokens_defaulted };
     let plan = Plan::new(model, &generation, asked)?;
-    app.metrics().observe_params(plan.n, plan.max_tokens);
     let format = Completion {
         names: TokenNames {
             tokenizer: model.tokenizer.clone(),

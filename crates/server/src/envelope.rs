@@ -72,7 +72,8 @@ fn method_label(method: &Method) -> &'static str {
 
 /// The answer to a request whose handler panicked.
 pub(crate) fn panicked(cause: Box<dyn Any + Send>) -> Response {
-    let cause = cause.downcast_ref::<String>().map(String::as_str);
+    let literal = cause.downcast_ref::<&str>().copied();
+    let cause = cause.downcast_ref::<String>().map(String::as_str).or(literal);
     ApiError::from(internal(cause.unwrap_or("panic"))).into_response()
 }
 

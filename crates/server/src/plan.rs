@@ -144,8 +144,8 @@ fn check_sequences(model: &ServedModel, sequences: usize) -> Result<(), Error> {
     Err(Error::value(
         "n",
         format!(
-            "`n` times the number of prompts is {sequences}; this server's queue holds {}. Ask for \
-             fewer at once.",
+            "`n` times the number of prompts is {sequences}; this server's queue (--max-queue) holds {}. Ask \
+             for fewer at once.",
             model.max_waiting
         ),
     ))

@@ -17,7 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::app::{App, Phase};
 use crate::connection::{HeldBody, Liveness, Socket};
@@ -36,6 +36,7 @@ pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output =
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     let mut deadline: Option<Instant> = None;
+    let mut grace_is_over = false;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -56,16 +57,24 @@ pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output =
             () = app.idle(), if deadline.is_some() => break,
             () = at(deadline) => {
                 tracing::warn!("the grace period is over, ending what still runs");
+                grace_is_over = true;
                 break;
             }
         }
     }
-    app.set_phase(Phase::Ending);
     drop(listener);
-    // Without an answer within this time a client is cut.
-    let _ = timeout(LAST_WORDS, app.idle()).await;
+    if grace_is_over {
+        app.set_phase(Phase::Ending);
+        let _ = timeout(LAST_WORDS, app.idle()).await;
+    }
+    // All is answered, but clients may still be reading: they have what is left of the grace period.
     closing.send_replace(true);
-    let _ = timeout(LAST_WORDS, async { while connections.join_next().await.is_some() {} }).await;
+    let now = Instant::now();
+    let last = deadline.unwrap_or(now).max(now) + LAST_WORDS;
+    if timeout_at(last, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        tracing::warn!(clients = connections.len(), "cut while they were reading their answers");
+    }
+    app.set_phase(Phase::Ending);
     Ok(())
 }
 

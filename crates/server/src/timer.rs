@@ -18,11 +18,11 @@ pub(crate) struct SequenceTimer {
 }
 
 impl SequenceTimer {
-    pub(crate) fn new(app: App, prompt_len: usize) -> Self {
+    pub(crate) fn new(app: App, prompt_len: usize, submitted: Instant) -> Self {
         Self {
             app,
             prompt_len,
-            submitted: Instant::now(),
+            submitted,
             started: None,
             first: None,
             last: None,

@@ -63,8 +63,11 @@ impl Flags {
         if self.depths.iter().chain([&self.prompt]).any(|&n| n > MOST) {
             return Err(usage("depths, prompt", "give at most 1048576 tokens"));
         }
-        if !(1..=65536).contains(&self.chunk) || !(1..=MOST).contains(&self.steps) {
-            return Err(usage("chunk, steps", "give numbers above 0"));
+        if !(1..=65536).contains(&self.chunk) {
+            return Err(usage("chunk", "give a number from 1 to 65536"));
+        }
+        if !(1..=MOST).contains(&self.steps) {
+            return Err(usage("steps", "give a number from 1 to 1048576"));
         }
         Ok(Cases {
             prompt: self.prompt,
@@ -90,6 +93,9 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     let precision = given.unwrap_or_else(|| default_precision(&checked));
     for depth in cases.drop_deeper_than(spec.context_len) {
         eprintln!("depth {depth} is left out: the checkpoint's context is {} tokens", spec.context_len);
+    }
+    if cases.prompt == 0 && cases.depths.is_empty() {
+        return Err(Failure::Usage("depths: nothing is left to measure; give smaller ones".into()));
     }
     let limits = cases.limits(&spec);
     eprintln!("loading {}", flags.model);

@@ -43,8 +43,8 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     if flags.bandwidth.is_some_and(|gb| !(gb > 0.0 && gb < 1e9)) {
         return Err(usage("bandwidth", "give gigabytes a second, above 0"));
     }
-    if flags.max_model_len == Some(0) {
-        return Err(usage("max-model-len", "give a number of tokens, 1 or more"));
+    if flags.max_model_len.is_some_and(|len| len < 2) {
+        return Err(usage("max-model-len", "give a number of tokens, 2 or more"));
     }
     let spec = ModelSpec::parse(&config(&flags.model)?)?;
     let element = given.unwrap_or_else(|| stored(&spec)).size() as f64;

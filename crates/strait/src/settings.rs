@@ -90,7 +90,7 @@ impl ModelSettings {
         let dtype = wrong.note("dtype", precision(&text(&flags.dtype)));
         let kv_dtype = wrong.note("kv-cache-dtype", precision(&text(&flags.kv_cache_dtype)));
         let threads = wrong.note("threads", within(flags.threads, machine::default_threads(), 1, 1 << 10));
-        let context_len = wrong.note("max-model-len", optional(flags.max_model_len, 1, 1 << 26));
+        let context_len = wrong.note("max-model-len", optional(flags.max_model_len, 2, 1 << 26));
         let kv_bytes =
             wrong.note("kv-cache-memory", flags.kv_cache_memory.as_deref().map(size::parse).transpose());
         let share = wrong.note("memory-utilization", share(flags.memory_utilization.unwrap_or(0.7)));

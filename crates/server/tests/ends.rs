@@ -67,6 +67,20 @@ async fn a_full_queue_is_429() {
 }
 
 #[tokio::test]
+async fn a_refused_request_counts_as_no_sequence() {
+    let engine = Arc::new(Scripted::new(|_, _| {}));
+    engine.room.store(0, Ordering::SeqCst);
+    let server = Server::with(options(), Box::new(SharedScript(engine))).await;
+    for _ in 0..3 {
+        assert_eq!(server.post(PATH, &asked(false)).await.status, 429);
+    }
+    for series in ["e2e_request_latency_seconds_count", "request_params_n_count"] {
+        assert_eq!(server.metric(&format!("vllm:{series}{{")).await, 0.0, "{series}");
+    }
+    assert_eq!(server.metric("vllm:request_success_total{finished_reason=\"abort\"").await, 0.0);
+}
+
+#[tokio::test]
 async fn a_fault_before_the_first_token_is_a_status() {
     let cases = [
         (End::Failed("secret cause".into()), 500, "internal_error", None),

@@ -10,6 +10,7 @@ mod attend_expanded;
 mod attend_latent;
 pub(crate) mod isa;
 mod lanes;
+mod linear;
 mod matmul;
 mod moe;
 mod packed;
@@ -22,7 +23,7 @@ pub use arena::LatentArena;
 pub use isa::Isa;
 pub use packed::PackedMatrices;
 
-use crate::backend::{Backend, MlaDims, Rope, View, Workspace};
+use crate::backend::{Backend, MlaDims, Rope, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::matrix::Parts;
@@ -33,7 +34,6 @@ use crate::ops::{
 use crate::step::{Step, StepLimits, StepState};
 use arena::{ArenaElements, Stored};
 use half::bf16;
-use matmul::{Item, Segment, matmul};
 use packed::SendPtr;
 use pool::Pool;
 use scratch::Scratch;
@@ -353,34 +353,6 @@ fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
 }
 
 impl Cpu {
-    fn linear_of<E: Stored>(
-        &mut self,
-        op: Linear<'_, Self>,
-        tokens: usize,
-        rows: usize,
-        cols: usize,
-    ) -> Result<()> {
-        let w = same_precision(E::panels(op.weight), "linear")?;
-        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &op.x, tokens, cols)?;
-        let out = SendPtr::new(op.out.as_mut_ptr());
-        let segments = [Segment { matrix: 0, first: 0, len: tokens }];
-        let finish = |_: usize, t: usize, first: usize, values: &mut [f32]| {
-            let n = values.len().min(rows.saturating_sub(first));
-            // SAFETY: each piece of each row of `out` is finished once, and lies within it as checked.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(t * rows + first), n) };
-            if op.accumulate {
-                out.iter_mut().zip(values).for_each(|(o, v)| *o += *v);
-            } else {
-                out.copy_from_slice(&values[..n]);
-            }
-        };
-        // SAFETY: `x` holds `tokens` rows of at least `cols`.
-        unsafe {
-            matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
-        };
-        Ok(())
-    }
-
     fn latent_write_of<E: Stored>(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
         let d = op.dims;
         let (rank, width) = (d.kv_lora_rank, d.latent_width());
@@ -401,38 +373,6 @@ impl Cpu {
             let out = unsafe { std::slice::from_raw_parts_mut(arena.at(at), width) };
             E::convert(isa, latent, out);
         }
-        Ok(())
-    }
-
-    fn lm_head_of<E: Stored>(
-        &mut self,
-        op: LmHead<'_, Self>,
-        outputs: usize,
-        vocab: usize,
-        hidden: usize,
-    ) -> Result<()> {
-        let w = same_precision(E::panels(op.weight), "lm_head")?;
-        require(outputs * hidden <= self.scratch.normed.len(), "lm_head", || format!("{outputs} outputs"))?;
-        let mut normed = std::mem::take(&mut self.scratch.normed);
-        for (out, &t) in normed.chunks_exact_mut(hidden).zip(&self.step.outputs) {
-            lanes::rms_norm(self.isa, &op.x[t as usize * hidden..][..hidden], op.norm, op.eps, out);
-        }
-        let view = View::<Self>::dense(&normed, hidden);
-        let x = E::operands(&mut self.scratch).load(&mut self.pool, self.isa, &view, outputs, hidden);
-        self.scratch.normed = normed;
-        let x = x?;
-        let logits = SendPtr::new(op.logits.as_mut_ptr());
-        let segments = [Segment { matrix: 0, first: 0, len: outputs }];
-        let finish = |_: usize, o: usize, first: usize, values: &mut [f32]| {
-            let n = values.len().min(vocab.saturating_sub(first));
-            // SAFETY: each piece of each row of `logits` is finished once, and lies within it as checked.
-            let out = unsafe { std::slice::from_raw_parts_mut(logits.at(o * vocab + first), n) };
-            out.copy_from_slice(&values[..n]);
-        };
-        // SAFETY: `x` holds `outputs` rows of `hidden`, in scratch memory that nobody touches meanwhile.
-        unsafe {
-            matmul(&mut self.pool, self.isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish)
-        };
         Ok(())
     }
 }

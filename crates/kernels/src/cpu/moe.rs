@@ -101,16 +101,9 @@ impl Cpu {
         unsafe {
             matmul(&mut self.pool, isa, gate_up, &segments, Item::SegmentPanels, |_, t| x.row(t), to_middle)
         };
-        let out = SendPtr::new(op.out.as_mut_ptr());
-        let add = |_: usize, t: usize, first: usize, values: &mut [f32]| {
-            let n = values.len().min(hidden.saturating_sub(first));
-            // SAFETY: each piece of each row of `out` is finished once, and lies within it as checked.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(t * hidden + first), n) };
-            out.iter_mut().zip(values).for_each(|(o, v)| *o += *v);
-        };
-        let row = |_: usize, t: usize| middle.get().wrapping_add(t * stride).cast_const();
+        let row = |t: usize| middle.get().wrapping_add(t * stride).cast_const();
         // SAFETY: the middle rows are `stride` long, the intermediate size rounded up to panels.
-        unsafe { matmul(&mut self.pool, isa, down, &segments, Item::SegmentPanels, row, add) };
+        unsafe { self.product(down, tokens, row, hidden, op.out, true) };
         Ok(())
     }
 
@@ -170,34 +163,28 @@ impl Cpu {
         let isa = self.isa;
         let view: View<'_, Self> = op.x;
         let x = self.scratch.f32.load(&mut self.pool, isa, &view, tokens, hidden)?;
-        let logits = SendPtr::new(self.scratch.router_logits.as_mut_ptr());
-        let segments = [Segment { matrix: 0, first: 0, len: tokens }];
-        // SAFETY: rows of `logits` do not overlap and lie within it.
-        let piece = |t: usize, first: usize, n: usize| unsafe {
-            std::slice::from_raw_parts_mut(logits.at(t * experts + first), n)
-        };
-        let finish = |_: usize, t: usize, first: usize, values: &mut [f32]| {
-            let n = values.len().min(experts.saturating_sub(first));
-            piece(t, first, n).copy_from_slice(&values[..n]);
-        };
+        let mut logits = std::mem::take(&mut self.scratch.router_logits);
         // SAFETY: `x` holds `tokens` rows of `hidden`.
-        unsafe { matmul(&mut self.pool, isa, w, &segments, Item::SegmentPanels, |_, t| x.row(t), finish) };
+        unsafe { self.product(w, tokens, |t| x.row(t), experts, &mut logits, false) };
+        let rows = SendPtr::new(logits.as_mut_ptr());
         let scratch = SendPtr::new(self.scratch.route.as_mut_ptr());
         let (ids, weights) = (SendPtr::new(op.ids.as_mut_ptr()), SendPtr::new(op.weights.as_mut_ptr()));
         let bias = op.bias.map(Vec::as_slice);
         let rule = op.rule;
         self.rows(tokens, &|worker, t| {
-            // SAFETY: a worker runs one item at a time; rows of ids and weights do not overlap and lie
-            // within their buffers, as checked.
-            let (scratch, ids, weights) = unsafe {
+            // SAFETY: a worker runs one item at a time; rows of logits, ids and weights do not overlap
+            // and lie within their buffers, as checked.
+            let (scratch, logits, ids, weights) = unsafe {
                 (
                     &mut *scratch.at(worker),
+                    std::slice::from_raw_parts_mut(rows.at(t * experts), experts),
                     std::slice::from_raw_parts_mut(ids.at(t * top_k), top_k),
                     std::slice::from_raw_parts_mut(weights.at(t * top_k), top_k),
                 )
             };
-            route_reference(piece(t, 0, experts), bias, &rule, scratch, ids, weights);
+            route_reference(logits, bias, &rule, scratch, ids, weights);
         });
+        self.scratch.router_logits = logits;
         Ok(())
     }
 }

@@ -3,9 +3,11 @@
 mod common;
 
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use common::{MODEL, Server, copy_of, golden, path, strait};
 use serde_json::{Value, json};
@@ -238,4 +240,28 @@ fn a_template_of_its_own_goes_before_the_tokenizers() {
     let chat = server.ask("/tokenize", &json!({"messages": [{"role": "user", "content": "as it is"}]}));
     let plain = server.ask("/tokenize", &json!({"prompt": "as it is"}));
     assert_eq!(chat["tokens"], plain["tokens"]);
+}
+
+#[test]
+fn a_client_that_reads_slowly_has_the_grace_period_to_read_its_answer() {
+    let mut server = Server::start(&[]);
+    // An answer far larger than what sockets hold.
+    let body = json!({"prompt": "a 1 b 2 ".repeat(250_000), "return_token_strs": true}).to_string();
+    let mut client = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).unwrap();
+    let length = body.len();
+    write!(client, "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut start = [0; 1024];
+    let n = client.read(&mut start).unwrap();
+    server.signal("TERM");
+    // Longer than the last words after the grace period.
+    thread::sleep(Duration::from_secs(4));
+    let mut answer = start[..n].to_vec();
+    client.read_to_end(&mut answer).unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap() + 4;
+    let head = String::from_utf8_lossy(&answer[..end]).to_lowercase();
+    let whole: usize =
+        head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().trim().parse().unwrap();
+    assert_eq!(answer.len() - end, whole);
+    assert_eq!(server.end().0, Some(0));
 }

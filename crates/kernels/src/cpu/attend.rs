@@ -99,7 +99,12 @@ impl<E: Elem> Scratch<E> {
             + self.value_rows.len()
             + self.values.len()
             + self.weights.len();
-        let f32s = self.out.len() + self.max.len() + self.sum.len() + self.expanded.len() + self.scores.len();
+        let f32s = self.out.len()
+            + self.max.len()
+            + self.sum.len()
+            + self.query.len()
+            + self.expanded.len()
+            + self.scores.len();
         elements * size_of::<E>() + f32s * 4
     }
 

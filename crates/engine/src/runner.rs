@@ -58,6 +58,9 @@ impl Limits {
 /// Plain vectors whose capacity is fixed at start, laid out as a device takes them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// `(from, to)` block ids: before anything else, in this order, the rows of `from` are copied to `to`
+    /// in every layer. Only `to` is new to its owner; others may read `from`, or append to it in this step.
+    pub copies: Vec<(u32, u32)>,
     /// `[n_tokens]`
     pub tokens: Vec<u32>,
     /// `[n_tokens]` position of each token in its sequence, from 0
@@ -81,6 +84,7 @@ impl Batch {
     pub fn with_capacity(limits: &Limits) -> Self {
         let table_width = limits.table_width();
         Self {
+            copies: Vec::with_capacity(limits.step_rows),
             tokens: Vec::with_capacity(limits.step_tokens),
             positions: Vec::with_capacity(limits.step_tokens),
             slots: Vec::with_capacity(limits.step_tokens),
@@ -102,6 +106,7 @@ impl Batch {
 
     /// Empties the batch, keeping its memory.
     pub fn clear(&mut self) {
+        self.copies.clear();
         self.tokens.clear();
         self.positions.clear();
         self.slots.clear();
@@ -138,7 +143,7 @@ pub struct Fault(pub String);
 pub trait ModelRunner: Send {
     fn limits(&self) -> Limits;
 
-    /// Computes one step: writes each token's latent row to its slot, attends over the row's
+    /// Computes one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its slot, attends over the row's
     /// blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault>;
 }

@@ -1,10 +1,10 @@
 //! What a device must be able to do: the operations of one transformer step, at the grain at
 //! which a device would launch them, over buffers made at start.
 //!
-//! A step is `begin_step`, then for each layer the attention ops (`rms_norm`, `linear`,
-//! `latent_write`, `absorb_query`, `attend_latent`, `absorb_output`, `attend_expanded`) and either
-//! `gated_mlp` or `route` + `experts`, at last `lm_head`. Activations are f32 buffers
-//! `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
+//! A step is `begin_step`, `copy_blocks` if it copies any, `embed`, then for each layer the attention
+//! ops (`rms_norm`, `linear`, `latent_write`, `absorb_query`, `attend_latent`, `absorb_output`,
+//! `attend_expanded`) and either `gated_mlp` or `route` + `experts`, at last `lm_head`. Activations are
+//! f32 buffers `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
 //!
 //! Each op's doc ends with how a GPU runs it: the launch, whether it can sit in a captured graph,
 //! and the bytes that it must move (`e` = bytes an element of a weight, T = tokens of the step).
@@ -15,8 +15,8 @@ use crate::dtype::Precision;
 use crate::error::Result;
 use crate::matrix::Parts;
 use crate::ops::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Embed, Experts, GatedMlp, LatentWrite, Linear,
-    LmHead, RmsNorm, Route,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
+    LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits};
 
@@ -151,11 +151,12 @@ pub trait Backend: Sized + Send {
     // A step.
 
     /// Takes over the step's indices and the rotary angles of its positions.
-    /// GPU: one host-to-device copy of a pinned struct; 4 B × (3 T + rows × table width).
+    /// GPU: one host-to-device copy of a pinned struct; 4 B × (3 T + rows × table width + 2 copies).
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()>;
     /// Tokens of the current step.
     fn step_tokens(&self) -> usize;
 
+    fn copy_blocks(&mut self, op: CopyBlocks<'_, Self>) -> Result<()>;
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()>;
     fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()>;
     fn linear(&mut self, op: Linear<'_, Self>) -> Result<()>;

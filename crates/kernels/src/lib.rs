@@ -24,8 +24,8 @@ pub use error::{KernelError, Result};
 pub use mapped_file::MappedFile;
 pub use matrix::{BlockScales, Matrix, Parts};
 pub use ops::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Embed, Experts, GatedMlp, LatentWrite, Linear,
-    LmHead, RmsNorm, Route, RouteRule, Scoring,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
+    LatentWrite, Linear, LmHead, RmsNorm, Route, RouteRule, Scoring,
 };
 pub use reference::Reference;
 pub use step::{Step, StepLimits};

@@ -5,9 +5,9 @@ use crate::dtype::Precision;
 use crate::error::{KernelError, Result};
 use crate::matrix::Parts;
 use crate::ops::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Embed, Experts, GatedMlp, LatentWrite, Linear,
-    LmHead, RmsNorm, Route, RouteScratch, attend_reference, linear_reference, rms_norm_reference,
-    rotate_pairs, route_reference, silu,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
+    LatentWrite, Linear, LmHead, RmsNorm, Route, RouteScratch, attend_reference, copy_blocks_reference,
+    linear_reference, rms_norm_reference, rotate_pairs, route_reference, silu,
 };
 use crate::step::{Row, Step, StepLimits, StepState};
 
@@ -184,6 +184,15 @@ impl Backend for Reference {
 
     fn step_tokens(&self) -> usize {
         self.step.n_tokens()
+    }
+
+    fn copy_blocks(&mut self, op: CopyBlocks<'_, Self>) -> Result<()> {
+        op.check(self.step.arena_slots)?;
+        let [_, slots, row] = op.arena.shape;
+        for layer in op.arena.values.chunks_exact_mut(slots * row) {
+            copy_blocks_reference(layer, self.step.block_len * row, &self.step.copies);
+        }
+        Ok(())
     }
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {

@@ -36,6 +36,8 @@ impl StepLimits {
 /// One step as the caller has it; rows are sequences. See `engine::runner::Batch`.
 #[derive(Debug, Clone, Copy)]
 pub struct Step<'a> {
+    /// `(from, to)` blocks, copied in this order before any row is written; at most one a row of the limits
+    pub copies: &'a [(u32, u32)],
     /// `[tokens]`
     pub tokens: &'a [u32],
     /// `[tokens]`, consecutive within a row
@@ -67,6 +69,7 @@ pub(crate) struct Row {
 /// The step that a backend works on: a checked copy in memory reserved at start.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StepState {
+    pub copies: Vec<(u32, u32)>,
     pub tokens: Vec<u32>,
     pub positions: Vec<u32>,
     pub slots: Vec<u32>,
@@ -74,12 +77,15 @@ pub(crate) struct StepState {
     pub rows: Vec<Row>,
     tables: Vec<u32>,
     table_width: usize,
-    block_len: usize,
+    pub block_len: usize,
+    /// Slots of the arena that the indices were checked for.
+    pub arena_slots: usize,
 }
 
 impl StepState {
     pub(crate) fn new(limits: &StepLimits) -> Self {
         Self {
+            copies: Vec::with_capacity(limits.rows),
             tokens: Vec::with_capacity(limits.tokens),
             positions: Vec::with_capacity(limits.tokens),
             slots: Vec::with_capacity(limits.tokens),
@@ -88,6 +94,7 @@ impl StepState {
             tables: Vec::with_capacity(limits.rows * limits.table_width()),
             table_width: limits.table_width(),
             block_len: limits.block_len,
+            arena_slots: limits.slots(),
         }
     }
 
@@ -109,6 +116,8 @@ impl StepState {
             let first = step.row_start[index] as usize;
             Row { index, first, len: step.row_start[index + 1] as usize - first, kv_len: kv_len as usize }
         }));
+        self.copies.clear();
+        self.copies.extend_from_slice(step.copies);
         for (to, from) in [
             (&mut self.tokens, step.tokens),
             (&mut self.positions, step.positions),
@@ -136,6 +145,12 @@ fn check(step: &Step<'_>, limits: &StepLimits) -> Result<()> {
     say(step.tokens.iter().all(|&t| (t as usize) < limits.vocab_size), "a token is outside the vocabulary")?;
     say(step.slots.iter().all(|&s| (s as usize) < limits.slots()), "a slot is outside the arena")?;
     say(step.tables.iter().all(|&b| (b as usize) < limits.n_blocks), "a block is outside the arena")?;
+    say(step.copies.len() <= limits.rows, "more copies than rows")?;
+    for &(from, to) in step.copies {
+        say((from.max(to) as usize) < limits.n_blocks, "a copied block is outside the arena")?;
+        say(from != 0 && to != 0, "a copy of the padding, or over it")?;
+        say(from != to, "a block copied to itself")?;
+    }
     say(step.row_start[0] == 0 && step.row_start[rows] as usize == n, "rows do not cover the tokens")?;
     for (r, pair) in step.row_start.windows(2).enumerate() {
         let kv_len = step.kv_len[r];
@@ -169,6 +184,7 @@ mod tests {
     #[test]
     fn bad_indices_are_refused() {
         let good = Step {
+            copies: &[(1, 3), (3, 2)],
             tokens: &[1, 2, 3],
             positions: &[0, 1, 4],
             slots: &[2, 3, 6],

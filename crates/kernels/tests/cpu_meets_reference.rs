@@ -23,6 +23,8 @@ fn bytes(values: &[f32]) -> Vec<u8> {
 /// Two rows under way: one long with new tokens, one decoding, one fresh; shuffled blocks.
 struct StepData {
     limits: StepLimits,
+    /// Each row's last block goes where the row before had its own, the first one's to a spare block.
+    copies: Vec<(u32, u32)>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     slots: Vec<u32>,
@@ -37,7 +39,7 @@ impl StepData {
     fn new(rows: &[(usize, usize)], block_len: usize) -> Self {
         let context_len = rows.iter().map(|(a, b)| a + b).max().unwrap() + 3;
         let width = context_len.div_ceil(block_len);
-        let n_blocks = rows.len() * width + 1;
+        let lent = (rows.len() * width) as u32;
         let tokens: usize = rows.iter().map(|(_, n)| n).sum();
         let limits = StepLimits {
             tokens,
@@ -46,12 +48,13 @@ impl StepData {
             vocab_size: 50,
             context_len,
             block_len,
-            n_blocks,
+            n_blocks: lent as usize + 2,
         };
         // Blocks in falling order: a row's blocks are never neighbours in memory order.
-        let tables: Vec<u32> = (1..n_blocks as u32).rev().collect();
+        let tables: Vec<u32> = (1..=lent).rev().collect();
         let mut s = Self {
             limits,
+            copies: vec![],
             tokens: (0..tokens as u32).map(|t| t * 7 % 50).collect(),
             positions: vec![],
             slots: vec![],
@@ -69,12 +72,15 @@ impl StepData {
             s.row_start.push(s.positions.len() as u32);
             s.outputs.push(s.positions.len() as u32 - 1);
             s.kv_len.push((cached + new) as u32);
+            let last = s.tables[r * width + (cached + new - 1) / block_len];
+            s.copies.push((last, s.copies.last().map_or(lent + 1, |&(from, _)| from)));
         }
         s
     }
 
     fn step(&self) -> Step<'_> {
         Step {
+            copies: &[],
             tokens: &self.tokens,
             positions: &self.positions,
             slots: &self.slots,
@@ -83,6 +89,11 @@ impl StepData {
             tables: &self.tables,
             outputs: &self.outputs,
         }
+    }
+
+    /// Where the rows of `block` are after [`Self::copies`].
+    fn copied_to(&self, block: u32) -> u32 {
+        self.copies.iter().find(|(from, _)| *from == block).map_or(block, |&(_, to)| to)
     }
 }
 
@@ -179,6 +190,7 @@ fn run<B: Backend>(
             let block = data.tables[r * table_width + p / data.limits.block_len] as usize;
             let slot = (block * data.limits.block_len + p % data.limits.block_len) as u32;
             let one = Step {
+                copies: &[],
                 tokens: &[0],
                 positions: &[p as u32],
                 slots: &[slot],
@@ -234,6 +246,17 @@ fn run<B: Backend>(
     })
     .unwrap();
     results.push(("attend_expanded", b.read(&out, t * d.n_heads * d.v_head_dim)));
+
+    // The same cache where its blocks were copied to.
+    let tables: Vec<u32> = data.tables.iter().map(|&block| data.copied_to(block)).collect();
+    b.begin_step(&Step { copies: &data.copies, tables: &tables, ..data.step() }, &rope).unwrap();
+    b.copy_blocks(CopyBlocks { arena: &mut arena }).unwrap();
+    let mut copied = b.buffer(t * d.n_heads * d.kv_lora_rank).unwrap();
+    b.attend_latent(AttendLatent { q: &q_latent, arena: &arena, layer: 1, out: &mut copied, dims: d })
+        .unwrap();
+    let [copied, latent] = [copied, latent].map(|buffer| b.read(&buffer, t * d.n_heads * d.kv_lora_rank));
+    assert!(copied == latent, "copied blocks differ");
+    results.push(("copy_blocks", copied));
 
     let (gu, down) = (gate_up(b, 1, 14), weight(b, 1, h, inter, 15, precision));
     let mut y = b.upload(&noise(t * h, 16)).unwrap();

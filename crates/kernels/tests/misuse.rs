@@ -16,6 +16,7 @@ const LIMITS: StepLimits =
     StepLimits { tokens: 4, rows: 2, outputs: 4, vocab_size: 10, context_len: 8, block_len: 2, n_blocks: 5 };
 
 const STEP: Step<'static> = Step {
+    copies: &[],
     tokens: &[1, 2],
     positions: &[0, 1],
     slots: &[8, 9],
@@ -78,6 +79,24 @@ fn a_cache_that_the_step_was_not_checked_against() {
     check_refused(attend_latent(&mut cpu, &small, DIMS), "arena [1, 4, 7]");
     let f32s = Cpu::new(1, Precision::F32).arena(1, &LIMITS, DIMS.latent_width()).unwrap();
     check_refused(attend_latent(&mut cpu, &f32s, DIMS), "in f32");
+    let mut small = small;
+    check_refused(cpu.copy_blocks(CopyBlocks { arena: &mut small }), "arena [1, 4, 7]");
+}
+
+#[test]
+fn copies_of_blocks_that_cannot_be() {
+    let mut cpu = reserved(Precision::F32);
+    for (copies, what) in [
+        (&[(1, 2), (5, 1)][..], "copied block is outside"),
+        (&[(1, 5)], "copied block is outside"),
+        (&[(0, 1)], "padding"),
+        (&[(1, 0)], "padding"),
+        (&[(2, 2)], "to itself"),
+        (&[(1, 2), (1, 3), (1, 4)], "more copies"),
+    ] {
+        check_refused(cpu.begin_step(&Step { copies, ..STEP }, &rope()), what);
+    }
+    cpu.begin_step(&Step { copies: &[(4, 3), (3, 1)], ..STEP }, &rope()).unwrap();
 }
 
 #[test]
@@ -198,6 +217,7 @@ fn nan_in_one_part_of_a_long_row_shows() {
         let all: Vec<u32> = (0..tokens as u32).collect();
         let slots: Vec<u32> = all.iter().map(|p| p + 2).collect();
         let step = Step {
+            copies: &[],
             tokens: &vec![1; tokens],
             positions: &all,
             slots: &slots,

@@ -4,8 +4,8 @@ use crate::spec::{Mlp, ModelSpec};
 use crate::tensors::Checked;
 use crate::weights::{self, Gated, Head, MlpWeights, Query, Weights};
 use kernels::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Backend, Embed, Experts, GatedMlp, KernelError,
-    LatentWrite, Linear, LmHead, Precision, RmsNorm, Route, Step, StepLimits, View, Workspace,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Backend, CopyBlocks, Embed, Experts, GatedMlp,
+    KernelError, LatentWrite, Linear, LmHead, Precision, RmsNorm, Route, Step, StepLimits, View, Workspace,
 };
 
 /// A loaded model: weights, the latent cache, and the buffers of the largest step.
@@ -157,6 +157,9 @@ impl<B: Backend> Model<B> {
         mut look: impl FnMut(Place, &Self),
     ) -> Result<(), KernelError> {
         self.backend.begin_step(step, &self.spec.rope)?;
+        if !step.copies.is_empty() {
+            self.backend.copy_blocks(CopyBlocks { arena: &mut self.arena })?;
+        }
         self.backend.embed(Embed { table: &self.weights.embed, out: &mut self.run.x })?;
         look(Place::Embedding, self);
         for layer in 0..self.spec.n_layers() {

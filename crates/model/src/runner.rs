@@ -21,6 +21,7 @@ impl<B: Backend> ModelRunner for Model<B> {
 
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
         let step = Step {
+            copies: &batch.copies,
             tokens: &batch.tokens,
             positions: &batch.positions,
             slots: &batch.slots,

@@ -18,8 +18,13 @@ fn a_hundred_mixed_steps_allocate_nothing() {
         let limits = model.step_limits().clone();
         let sequences: Vec<Vec<u32>> = (0..4).map(|p| [golden.ids(p), golden.greedy(p)].concat()).collect();
         // Chunks that are expanded and chunks that stay in latent space, prefill beside decode.
-        let all: Vec<_> = [300, 7, 1].iter().flat_map(|&chunk| steps(&limits, &sequences, chunk)).collect();
+        let mut all: Vec<_> =
+            [300, 7, 1].iter().flat_map(|&chunk| steps(&limits, &sequences, chunk)).collect();
         assert!(all.len() > 100);
+        for step in all.iter_mut().step_by(3) {
+            // Blocks of no sequence.
+            step.copies = (1..=limits.rows as u32).map(|block| (block, block + 1)).collect();
+        }
         let mut logits = Vec::with_capacity(limits.outputs * limits.vocab_size);
         let _profiler = dhat::Profiler::builder().testing().build();
         let before = dhat::HeapStats::get();

@@ -1,10 +1,12 @@
 //! The latent cache, and what may be stored in it and in weights.
 
-use super::packed::{Elements, Huge, PackedMatrices, Panels};
+use super::packed::{Elements, Huge, PackedMatrices, Panels, SendPtr};
 use super::scratch::{Operands, Scratch};
 use super::tile::Elem;
+use super::{Cpu, same_precision};
 use crate::dtype::Precision;
 use crate::error::Result;
+use crate::ops::CopyBlocks;
 use crate::step::StepState;
 use half::bf16;
 
@@ -92,6 +94,25 @@ impl Stored for bf16 {
 
     fn operands(scratch: &mut Scratch) -> &mut Operands<Self> {
         &mut scratch.bf16
+    }
+}
+
+impl Cpu {
+    /// The threads share the layers, each of which copies in the order of the list.
+    pub(super) fn copy_blocks_of<E: Stored>(&mut self, op: CopyBlocks<'_, Self>) -> Result<()> {
+        let [layers, slots, _] = op.arena.shape;
+        let (layer_len, block) = (slots * op.arena.row, self.step.block_len * op.arena.row);
+        let arena = SendPtr::new(same_precision(E::arena_mut(op.arena), "copy_blocks")?);
+        let copies = &self.step.copies;
+        self.pool.run(layers, &|_, layer| {
+            // SAFETY: layers do not overlap, each is one item, and the arena is borrowed for writing.
+            let layer = unsafe { std::slice::from_raw_parts_mut(arena.at(layer * layer_len), layer_len) };
+            for &(from, to) in copies {
+                let from = from as usize * block;
+                layer.copy_within(from..from + block, to as usize * block);
+            }
+        });
+        Ok(())
     }
 }
 

@@ -28,8 +28,8 @@ use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::matrix::Parts;
 use crate::ops::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Embed, Experts, GatedMlp, LatentWrite, Linear,
-    LmHead, RmsNorm, Route, rotate_pairs,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
+    LatentWrite, Linear, LmHead, RmsNorm, Route, rotate_pairs,
 };
 use crate::step::{Step, StepLimits, StepState};
 use arena::{ArenaElements, Stored};
@@ -239,6 +239,14 @@ impl Backend for Cpu {
 
     fn step_tokens(&self) -> usize {
         self.step.n_tokens()
+    }
+
+    fn copy_blocks(&mut self, op: CopyBlocks<'_, Self>) -> Result<()> {
+        op.check(self.step.arena_slots)?;
+        match &op.arena.elements {
+            ArenaElements::F32(_) => self.copy_blocks_of::<f32>(op),
+            ArenaElements::Bf16(_) => self.copy_blocks_of::<bf16>(op),
+        }
     }
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {

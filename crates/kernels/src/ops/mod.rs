@@ -5,6 +5,7 @@
 
 mod absorb;
 mod attend;
+mod copy_blocks;
 mod embed;
 mod experts;
 mod gated_mlp;
@@ -16,6 +17,7 @@ mod route;
 
 pub use absorb::{AbsorbOutput, AbsorbQuery};
 pub use attend::{AttendExpanded, AttendLatent};
+pub use copy_blocks::CopyBlocks;
 pub use embed::Embed;
 pub use experts::Experts;
 pub use gated_mlp::GatedMlp;
@@ -26,6 +28,7 @@ pub use rms_norm::RmsNorm;
 pub use route::{Route, RouteRule, Scoring};
 
 pub(crate) use attend::reference as attend_reference;
+pub(crate) use copy_blocks::reference as copy_blocks_reference;
 pub(crate) use gated_mlp::silu;
 pub(crate) use linear::reference as linear_reference;
 pub(crate) use rms_norm::reference as rms_norm_reference;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code)] // each test target uses a part of it
 
+use engine::runner::Batch;
 use kernels::{Backend, Precision, Step, StepLimits};
 use model::checkpoint::Checkpoint;
 use model::forward::{Model, Place};
@@ -9,6 +10,7 @@ use model::spec::ModelSpec;
 use model::tensors;
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Those of the repository; `GOLDENS_DIR` names another directory of the same layout.
@@ -87,8 +89,6 @@ impl Golden {
         precision: Precision,
         shape: Shape,
     ) -> Model<B> {
-        let checkpoint = Checkpoint::open(&self.dir).unwrap();
-        let checked = tensors::check(&spec, &checkpoint).unwrap();
         let limits = StepLimits {
             tokens: shape.step_tokens,
             rows: 8,
@@ -98,6 +98,18 @@ impl Golden {
             block_len: shape.block_len,
             n_blocks: 5 * 400usize.div_ceil(shape.block_len) + 1,
         };
+        self.model_within(limits, spec, backend, precision)
+    }
+
+    pub(crate) fn model_within<B: Backend>(
+        &self,
+        limits: StepLimits,
+        spec: ModelSpec,
+        backend: B,
+        precision: Precision,
+    ) -> Model<B> {
+        let checkpoint = Checkpoint::open(&self.dir).unwrap();
+        let checked = tensors::check(&spec, &checkpoint).unwrap();
         Model::load(spec, &checked, backend, precision, limits, &mut |_| ()).unwrap()
     }
 }
@@ -109,6 +121,7 @@ pub(crate) fn ids(value: &Value) -> Vec<u32> {
 /// One step, and which sequence each of its tokens belongs to.
 #[derive(Default)]
 pub(crate) struct StepData {
+    pub(crate) copies: Vec<(u32, u32)>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     slots: Vec<u32>,
@@ -116,12 +129,58 @@ pub(crate) struct StepData {
     kv_len: Vec<u32>,
     tables: Vec<u32>,
     outputs: Vec<u32>,
-    owners: Vec<usize>,
+    pub(crate) owners: Vec<usize>,
 }
 
 impl StepData {
+    /// A row more: the `range` of sequence `owner`'s tokens, whose blocks are `table`'s. The logits of each
+    /// are asked for.
+    pub(crate) fn push(
+        &mut self,
+        limits: &StepLimits,
+        owner: usize,
+        sequence: &[u32],
+        range: Range<usize>,
+        table: &[u32],
+    ) {
+        for p in range.clone() {
+            let block = table[p / limits.block_len] as usize;
+            self.tokens.push(sequence[p]);
+            self.positions.push(p as u32);
+            self.slots.push((block * limits.block_len + p % limits.block_len) as u32);
+            self.outputs.push(self.outputs.len() as u32);
+            self.owners.push(owner);
+        }
+        if self.row_start.is_empty() {
+            self.row_start.push(0);
+        }
+        self.row_start.push(self.tokens.len() as u32);
+        self.kv_len.push(range.end as u32);
+        self.tables.extend(table);
+    }
+
+    pub(crate) fn n_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// As the engine would ask for it.
+    pub(crate) fn batch(&self) -> Batch {
+        Batch {
+            copies: self.copies.clone(),
+            tokens: self.tokens.clone(),
+            positions: self.positions.clone(),
+            slots: self.slots.clone(),
+            row_start: self.row_start.clone(),
+            kv_len: self.kv_len.clone(),
+            tables: self.tables.clone(),
+            table_width: self.tables.len() / self.kv_len.len(),
+            outputs: self.outputs.clone(),
+        }
+    }
+
     pub(crate) fn step(&self) -> Step<'_> {
         Step {
+            copies: &self.copies,
             tokens: &self.tokens,
             positions: &self.positions,
             slots: &self.slots,
@@ -144,25 +203,15 @@ pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunk: usize) -
     let mut done = vec![0; sequences.len()];
     let mut steps = Vec::new();
     while (0..sequences.len()).any(|s| done[s] < sequences[s].len()) {
-        let mut step = StepData { row_start: vec![0], ..StepData::default() };
+        let mut step = StepData::default();
         for s in 0..sequences.len() {
-            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - step.tokens.len());
+            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - step.n_tokens());
             if n == 0 {
                 continue;
             }
-            for p in done[s]..done[s] + n {
-                let block = tables[s][p / limits.block_len] as usize;
-                step.tokens.push(sequences[s][p]);
-                step.positions.push(p as u32);
-                step.slots.push((block * limits.block_len + p % limits.block_len) as u32);
-                step.owners.push(s);
-            }
+            step.push(limits, s, &sequences[s], done[s]..done[s] + n, &tables[s]);
             done[s] += n;
-            step.row_start.push(step.tokens.len() as u32);
-            step.kv_len.push(done[s] as u32);
-            step.tables.extend(&tables[s]);
         }
-        step.outputs = (0..step.tokens.len() as u32).collect();
         steps.push(step);
     }
     steps

@@ -116,6 +116,7 @@ impl Sequences<'_> {
         let tables: Vec<u32> = (0..rows * width).map(|i| 1 + i as u32).collect();
         let outputs: Vec<u32> = (1..=rows).map(|r| (r * n - 1) as u32).collect();
         run(&Step {
+            copies: &[],
             tokens: &tokens,
             positions: &positions,
             slots: &slots,

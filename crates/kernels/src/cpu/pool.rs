@@ -29,6 +29,8 @@ struct Shared {
     task: UnsafeCell<(*const Task<'static>, usize)>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
+    /// Workers that are up.
+    started: AtomicUsize,
     sleeping: Vec<AtomicBool>,
 }
 
@@ -66,6 +68,7 @@ impl Shared {
     }
 
     fn work(&self, worker: usize) {
+        self.started.fetch_add(1, Ordering::Release);
         let mut idle = 0;
         while !self.stop.load(Ordering::Acquire) {
             if self.run_one(worker) {
@@ -111,9 +114,10 @@ impl Pool {
             task: UnsafeCell::new((nothing, 0)),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
+            started: AtomicUsize::new(0),
             sleeping: (1..threads).map(|_| AtomicBool::new(false)).collect(),
         });
-        let workers = (1..threads)
+        let workers: Vec<_> = (1..threads)
             // Fewer threads than asked for are slower, not wrong; but their numbers must have no gap.
             .map_while(|worker| {
                 let shared = shared.clone();
@@ -121,6 +125,10 @@ impl Pool {
                 Some((handle.thread().clone(), Some(handle)))
             })
             .collect();
+        // A thread allocates when it starts, and a step must not.
+        while shared.started.load(Ordering::Acquire) < workers.len() {
+            thread::yield_now();
+        }
         Self { shared, workers }
     }
 

@@ -1,10 +1,12 @@
 //! The step loop: the one thread that owns model, pool and buffers.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::TryRecvError;
+use std::time::Instant;
 
-use kv_cache::BlockPool;
+use kv_cache::{BlockId, BlockPool};
 
 use crate::counters::Counters;
 use crate::handle::{Inbox, Message};
@@ -27,13 +29,13 @@ pub struct Engine<R> {
 }
 
 impl<R: ModelRunner> Engine<R> {
-    /// Allocates what steps need: after this a step allocates only what it sends away.
+    /// Allocates what steps need.
     pub fn new(runner: R, inbox: Inbox) -> Self {
         let limits = inbox.limits.clone();
         let counters = inbox.life.0.clone();
         let engine = Self {
-            scheduler: Scheduler::default(),
-            pool: BlockPool::new(limits.n_blocks, limits.block_len),
+            scheduler: Scheduler::new(inbox.options.policy.clone()),
+            pool: BlockPool::new(limits.n_blocks, limits.block_len, inbox.options.prefix_cache),
             runner,
             batch: Batch::with_capacity(&limits),
             logits: Logits::with_capacity(limits.step_outputs, limits.vocab_size),
@@ -48,7 +50,7 @@ impl<R: ModelRunner> Engine<R> {
 
     pub fn run(mut self) {
         while self.receive() {
-            self.step();
+            self.step(Instant::now());
         }
     }
 
@@ -57,14 +59,14 @@ impl<R: ModelRunner> Engine<R> {
         if self.scheduler.is_idle() {
             self.check_pool();
             match self.inbox.messages.recv() {
-                Ok(Message::Submit(request)) => self.scheduler.enqueue(request),
+                Ok(Message::Submit(arrival)) => self.scheduler.enqueue(*arrival, &self.limits),
                 Ok(Message::Shutdown) | Err(_) => return false,
             }
         }
         loop {
-            // Bounded: each request holds one of the handle's permits until it runs.
+            // Bounded: each request holds a place in the queue until it runs.
             match self.inbox.messages.try_recv() {
-                Ok(Message::Submit(request)) => self.scheduler.enqueue(request),
+                Ok(Message::Submit(arrival)) => self.scheduler.enqueue(*arrival, &self.limits),
                 Ok(Message::Shutdown) => return false,
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
             }
@@ -72,43 +74,54 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     /// One forward pass for whoever is here, and what follows from it.
-    pub fn step(&mut self) {
-        self.retire();
-        self.scheduler.plan(&self.pool, &self.limits);
+    pub fn step(&mut self, now: Instant) {
+        self.retire(now);
+        self.scheduler.plan(&self.pool, &self.limits, &self.counters);
         self.scheduler.fill(&mut self.batch);
         if self.batch.n_tokens() > 0 {
-            self.counters.count_step(self.batch.n_tokens());
             match self.forward() {
-                Ok(()) => self.scheduler.commit(&self.logits, &mut self.scratch, &self.counters),
+                Ok(()) => {
+                    let Self { logits, scratch, limits, counters, .. } = self;
+                    self.scheduler.commit(logits, scratch, limits, counters);
+                }
                 Err(fault) => self.scheduler.fail(&fault),
             }
         }
-        self.retire();
+        self.retire(now);
     }
 
     /// # Panics
-    /// If blocks were lost, lent twice, or are held by nobody: a bug, and no answer can be trusted.
+    /// If blocks were lost, lent twice, held by nobody, or could be written by one sequence and read by
+    /// another: a bug, and no answer can be trusted.
     pub fn check_pool(&self) {
-        if let Err(fault) = self.pool.check() {
+        let running = self.scheduler.running();
+        if let Err(fault) = self.pool.check(running.iter().filter_map(|s| s.table())) {
             panic!("{fault}");
         }
-        let (used, held) = (self.pool.stats().used, self.scheduler.blocks_held());
-        assert_eq!(used, held, "blocks lent, against blocks held by sequences");
+        let mut listed: HashMap<BlockId, usize> = HashMap::new();
+        let tables = running.iter().filter_map(|s| s.table());
+        tables.flat_map(|table| table.ids()).for_each(|id| *listed.entry(*id).or_default() += 1);
+        for id in running.iter().flat_map(|s| s.writable()) {
+            assert_eq!(listed[id], 1, "block {id} is written by one sequence and listed by others");
+        }
     }
 
     fn forward(&mut self) -> Result<(), Fault> {
-        self.runner.forward(&self.batch, &mut self.logits)?;
-        let (got, wanted) = (self.logits.values.len(), self.batch.outputs.len() * self.limits.vocab_size);
-        if got != wanted || self.logits.vocab_size != self.limits.vocab_size {
-            return Err(Fault(format!("the model returned {got} logits, {wanted} were asked for")));
-        }
-        Ok(())
+        self.counters.count_step(self.batch.n_tokens());
+        let result = self.runner.forward(&self.batch, &mut self.logits).and_then(|()| {
+            let (got, wanted) = (self.logits.values.len(), self.batch.outputs.len() * self.limits.vocab_size);
+            let fits = got == wanted && self.logits.vocab_size == self.limits.vocab_size;
+            fits.then_some(())
+                .ok_or_else(|| Fault(format!("the model returned {got} logits, {wanted} were asked for")))
+        });
+        self.counters.steps_failed.fetch_add(u64::from(result.is_err()), Relaxed);
+        result
     }
 
-    /// Lets go of sequences that have ended or lost their client. Blocks first, then the gauges,
+    /// Lets go of choices that have ended or lost their client. Blocks first, then the gauges,
     /// then the word: a client that hears its end finds the engine as if it had left.
-    fn retire(&mut self) {
-        let ended = self.scheduler.retire(&self.counters);
+    fn retire(&mut self, now: Instant) {
+        let ended = self.scheduler.retire(now, &self.counters);
         self.publish();
         for (reply, end) in ended {
             reply.finish(end);
@@ -116,9 +129,8 @@ impl<R: ModelRunner> Engine<R> {
     }
 
     fn publish(&self) {
-        let stats = self.pool.stats();
-        self.counters.running.store(self.scheduler.n_running() as u64, Relaxed);
-        self.counters.blocks_used.store(stats.used as u64, Relaxed);
-        self.counters.blocks_total.store(stats.total as u64, Relaxed);
+        let running = self.scheduler.running().iter().map(|sequence| sequence.heads.len()).sum();
+        self.counters.set_gauges(running, self.scheduler.n_interrupted(), self.pool.stats());
+        self.inbox.queue.set_open(self.scheduler.n_open(&self.limits));
     }
 }

@@ -1,30 +1,47 @@
 //! The engine as others see it: a handle that submits without waiting, and the inbox behind it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::SeqCst;
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use kv_cache::{Chain, Units};
 
 use crate::counters::{Counters, Snapshot};
 use crate::engine::Engine;
+use crate::queue::{Full, Place, Queue};
 use crate::reply::{self, Events, Reply};
 use crate::request::{End, Request};
 use crate::runner::{Limits, ModelRunner};
+use crate::scheduler::Policy;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Requests that may wait for room; more are refused as [`Busy::Full`]. At least 1.
+    /// Requests that may wait for room, beside those that need not wait; more are refused as
+    /// [`Busy::Requests`].
     pub max_waiting: usize,
+    /// Prompt tokens that may wait; more are refused as [`Busy::Tokens`]. A longer prompt waits alone.
+    pub max_waiting_tokens: usize,
     /// Ids at or above it are never drawn: rows that pad the output matrix beyond the tokenizer.
     pub sampled_vocab: usize,
+    /// Keep computed blocks for requests that begin alike.
+    pub prefix_cache: bool,
+    /// Names the weights in the names of cached blocks.
+    pub model_identity: String,
+    pub policy: Policy,
 }
 
 impl Default for Options {
-    /// A queue of 1,024, and every row of the output matrix may be drawn.
+    /// A queue of 1,024 requests of any length; every row of the output matrix may be drawn.
     fn default() -> Self {
-        Self { max_waiting: 1_024, sampled_vocab: usize::MAX }
+        Self {
+            max_waiting: 1_024,
+            max_waiting_tokens: usize::MAX,
+            sampled_vocab: usize::MAX,
+            prefix_cache: true,
+            model_identity: String::new(),
+            policy: Policy::default(),
+        }
     }
 }
 
@@ -32,7 +49,9 @@ impl Default for Options {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Busy {
     #[error("{max_waiting} requests are waiting already; try again later")]
-    Full { max_waiting: usize },
+    Requests { max_waiting: usize },
+    #[error("prompts waiting already leave too little room of {max_waiting_tokens} tokens; try again later")]
+    Tokens { max_waiting_tokens: usize },
     #[error("the engine has stopped")]
     Stopped,
 }
@@ -41,7 +60,7 @@ pub enum Busy {
 /// ([`EngineHandle::shutdown`]), or when all handles are gone and nothing runs.
 ///
 /// # Panics
-/// If the runner's limits let nothing run, `max_waiting` is 0, or no thread can be started.
+/// If the runner's limits let nothing run, or no thread can be started.
 pub fn start<R: ModelRunner + 'static>(runner: R, options: Options) -> (EngineHandle, JoinHandle<()>) {
     let (handle, inbox) = connect(runner.limits(), options);
     let run = move || Engine::new(runner, inbox).run();
@@ -56,52 +75,69 @@ pub fn start<R: ModelRunner + 'static>(runner: R, options: Options) -> (EngineHa
 /// As [`start`].
 pub fn connect(limits: Limits, options: Options) -> (EngineHandle, Inbox) {
     limits.assert_usable();
-    assert!(options.max_waiting > 0, "a queue of length 0 refuses every request");
-    let max_waiting = options.max_waiting.min(Semaphore::MAX_PERMITS);
     let (sender, messages) = mpsc::channel();
     let counters = Arc::new(Counters::default());
-    counters.alive.store(true, Relaxed);
+    counters.alive.store(true, SeqCst);
+    let queue = Queue::new(options.max_waiting, options.max_waiting_tokens, limits.places());
     let limits = Arc::new(limits);
-    let inbox = Inbox { life: Life(counters.clone()), messages, limits: limits.clone(), options };
-    let room = Arc::new(Semaphore::new(max_waiting));
-    (EngineHandle { sender, room, max_waiting, counters, limits }, inbox)
+    let handle = EngineHandle {
+        sender,
+        queue: queue.clone(),
+        counters: counters.clone(),
+        limits: limits.clone(),
+        model_identity: options.model_identity.as_bytes().into(),
+    };
+    (handle, Inbox { life: Life(counters), messages, queue, limits, options })
 }
 
 /// Submits requests; clones share one engine.
 #[derive(Debug, Clone)]
 pub struct EngineHandle {
     sender: mpsc::Sender<Message>,
-    /// A permit for each request that may wait: what bounds the channel above.
-    room: Arc<Semaphore>,
-    max_waiting: usize,
+    queue: Arc<Queue>,
     counters: Arc<Counters>,
     limits: Arc<Limits>,
+    model_identity: Arc<[u8]>,
 }
 
 impl EngineHandle {
-    /// Queues a request, never waiting. One that can never run hears `Rejected` at once.
-    pub fn submit(&self, request: Request) -> Result<Events, Busy> {
-        let (reply, events) = reply::channel(&request, &self.limits);
+    /// Queues a request, never waiting. The answer has as many streams as the request has choices, in
+    /// their order. A request that can never run hears `Rejected` at once.
+    pub fn submit(&self, request: Request) -> Result<Vec<Events>, Busy> {
+        let channels = (0..request.n.max(1)).map(|_| reply::channel(&request, &self.limits));
+        let (replies, events): (Vec<Reply>, Vec<Events>) = channels.unzip();
         if let Err(reason) = request.check(&self.limits) {
-            let end = End::Rejected(reason);
-            self.counters.count_end(&end);
-            reply.finish(end);
+            for reply in replies {
+                let end = End::Rejected(reason.clone());
+                self.counters.count_end(&end);
+                reply.finish(end);
+            }
             return Ok(events);
         }
-        if !self.counters.alive.load(Relaxed) {
+        if !self.counters.alive.load(SeqCst) {
             return Err(Busy::Stopped);
         }
-        let Ok(place) = self.room.clone().try_acquire_owned() else {
-            return Err(Busy::Full { max_waiting: self.max_waiting });
-        };
-        let message = Message::Submit(Waiting { request, reply, _place: place });
-        self.sender.send(message).map_err(|_| Busy::Stopped)?;
+        let place = self.queue.enter(request.n, request.prompt.len()).map_err(|full| match full {
+            Full::Requests(max_waiting) => Busy::Requests { max_waiting },
+            Full::Tokens(max_waiting_tokens) => Busy::Tokens { max_waiting_tokens },
+        })?;
+        let chain = self.chain(&request);
+        let arrival = Arrival { request, replies, chain, place };
+        self.sender.send(Message::Submit(Box::new(arrival))).map_err(|_| Busy::Stopped)?;
         Ok(events)
     }
 
+    /// Hashed here, so that the engine's thread need not.
+    fn chain(&self, request: &Request) -> Chain {
+        let (len, prompt_len) = (self.limits.prefill_unit, request.prompt.len());
+        let units = Units { len, border: prompt_len - prompt_len % len };
+        let mut chain = Chain::new(&self.model_identity, &request.cache_salt, self.limits.block_len, units);
+        chain.extend(&request.prompt);
+        chain
+    }
+
     pub fn snapshot(&self) -> Snapshot {
-        let waiting = self.max_waiting - self.room.available_permits();
-        self.counters.snapshot(waiting as u64)
+        self.counters.snapshot(self.queue.choices() as u64)
     }
 
     /// Sizes of the model that is served.
@@ -116,18 +152,19 @@ impl EngineHandle {
     }
 }
 
-/// A request that has passed [`Request::check`] and holds no blocks yet.
+/// A request that has passed [`Request::check`], on its way to the scheduler.
 #[derive(Debug)]
-pub(crate) struct Waiting {
+pub(crate) struct Arrival {
     pub(crate) request: Request,
-    pub(crate) reply: Reply,
-    /// Its place in the queue, given back when dropped.
-    _place: OwnedSemaphorePermit,
+    /// One a choice.
+    pub(crate) replies: Vec<Reply>,
+    pub(crate) chain: Chain,
+    pub(crate) place: Place,
 }
 
 #[derive(Debug)]
 pub(crate) enum Message {
-    Submit(Waiting),
+    Submit(Box<Arrival>),
     Shutdown,
 }
 
@@ -137,6 +174,7 @@ pub struct Inbox {
     /// Before `messages`: whoever hears `Failed` because the engine ended sees it dead.
     pub(crate) life: Life,
     pub(crate) messages: mpsc::Receiver<Message>,
+    pub(crate) queue: Arc<Queue>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) options: Options,
 }
@@ -147,8 +185,7 @@ pub(crate) struct Life(pub(crate) Arc<Counters>);
 
 impl Drop for Life {
     fn drop(&mut self) {
-        self.0.alive.store(false, Relaxed);
-        self.0.running.store(0, Relaxed);
-        self.0.blocks_used.store(0, Relaxed);
+        self.0.alive.store(false, SeqCst);
+        self.0.clear_gauges();
     }
 }

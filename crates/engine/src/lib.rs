@@ -8,6 +8,8 @@
 mod counters;
 mod engine;
 mod handle;
+mod head;
+mod queue;
 mod reply;
 pub mod request;
 pub mod runner;
@@ -20,3 +22,4 @@ pub use counters::{STEP_TOKENS_BOUNDS, Snapshot};
 pub use engine::Engine;
 pub use handle::{Busy, EngineHandle, Inbox, Options, connect, start};
 pub use reply::Events;
+pub use scheduler::Policy;

@@ -1,6 +1,7 @@
 //! The contract between the engine and whoever feeds it: a request in, a stream of events out.
 
 use std::ops::RangeInclusive;
+use std::time::Instant;
 
 use crate::runner::Limits;
 
@@ -25,8 +26,6 @@ pub struct Sampling {
     pub logit_bias: Vec<(u32, f32)>,
     /// `None`: fresh randomness.
     pub seed: Option<u64>,
-    /// Which of the `n` choices of one API request this is: each draws from a stream of its own.
-    pub choice: u64,
 }
 
 impl Default for Sampling {
@@ -41,16 +40,18 @@ impl Default for Sampling {
             repetition_penalty: 1.0,
             logit_bias: Vec::new(),
             seed: None,
-            choice: 0,
         }
     }
 }
 
-/// One sequence to generate.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// One prompt, and how to go on from it.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// At least one token, each below the model's vocabulary size.
     pub prompt: Vec<u32>,
+    /// Answers to draw, at least 1, each from a random stream of its own: the first is what `n` = 1 would
+    /// draw. The prompt is computed once, and its blocks are shared.
+    pub n: usize,
     /// 0 only scores the prompt.
     pub max_new_tokens: usize,
     /// Stop ids cannot be drawn before so many tokens.
@@ -62,6 +63,31 @@ pub struct Request {
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
     pub prompt_logprobs: Option<usize>,
+    /// Lower runs earlier; equal ones in order of arrival.
+    pub priority: i32,
+    /// The request ends as [`End::Expired`] if it is not complete by then.
+    pub deadline: Option<Instant>,
+    /// Cached blocks are shared only among requests of equal salts.
+    pub cache_salt: Vec<u8>,
+}
+
+impl Default for Request {
+    /// An empty prompt and no tokens to draw; one choice, greedy.
+    fn default() -> Self {
+        Self {
+            prompt: Vec::new(),
+            n: 1,
+            max_new_tokens: 0,
+            min_new_tokens: 0,
+            stop_ids: Vec::new(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            prompt_logprobs: None,
+            priority: 0,
+            deadline: None,
+            cache_salt: Vec::new(),
+        }
+    }
 }
 
 impl Sampling {
@@ -108,6 +134,9 @@ impl Request {
     pub fn check(&self, limits: &Limits) -> Result<(), String> {
         if self.prompt.is_empty() {
             return Err("the prompt is empty; give at least one token".into());
+        }
+        if self.n == 0 {
+            return Err("n is 0; ask for at least one choice".into());
         }
         let vocab_size = limits.vocab_size;
         if let Some(at) = self.prompt.iter().position(|&id| id as usize >= vocab_size) {
@@ -167,11 +196,12 @@ pub struct Token {
     pub logprobs: Option<Logprobs>,
 }
 
-/// What a request's owner hears, in this order: `Started`, then `Prompt`s if asked for, then
+/// What the owner of a choice hears, in this order: `Started`, then `Prompt`s if asked for, then
 /// `Tokens`, then exactly one `End`. A request that is refused hears only `End`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// The first tokens of the prompt are being computed; the queue is behind it.
+    /// The first tokens of the prompt are being computed; the queue is behind it. `cached_tokens` of them
+    /// were there already, in whole blocks shared with others.
     Started {
         cached_tokens: usize,
     },
@@ -194,6 +224,8 @@ pub enum End {
     Finished(FinishReason),
     /// The request can never run here; the text names the reason and the remedy.
     Rejected(String),
-    /// The step failed, the sampler had nothing left to draw, or the engine died.
+    /// Its deadline passed.
+    Expired,
+    /// Its step failed, the sampler had nothing left to draw, or the engine died.
     Failed(String),
 }

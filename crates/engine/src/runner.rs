@@ -33,6 +33,12 @@ impl Limits {
         self.context_len.div_ceil(self.block_len)
     }
 
+    /// Sequences that may run together: each computes at least one token in every step, or waits for the
+    /// unit that it begins with.
+    pub(crate) fn places(&self) -> usize {
+        self.step_rows.min(self.step_tokens).min(self.step_outputs)
+    }
+
     /// # Panics
     /// If a size is 0, no block could be lent, or a prefill unit might never fit beside a token for each
     /// row: some request could never run.
@@ -143,7 +149,7 @@ pub struct Fault(pub String);
 pub trait ModelRunner: Send {
     fn limits(&self) -> Limits;
 
-    /// Computes one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its slot, attends over the row's
-    /// blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
+    /// Computes one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its
+    /// slot, attends over the row's blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault>;
 }

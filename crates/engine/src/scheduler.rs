@@ -1,39 +1,69 @@
-//! Who computes how many tokens in a step.
+//! Who computes how many tokens in a step, and who holds blocks meanwhile.
 //!
 //! There are no phases. A sequence has `computed` and `total` tokens, and a step hands out a
-//! budget of tokens until they meet: a long prompt takes many, an answer takes one at a time. One
-//! rule keeps it fair: first one token for each running sequence, then the rest in order of
-//! arrival. So a long prompt delays no answer, and no answer holds up a prompt. A prompt is cut at
-//! multiples of the model's prefill unit only, so that its numbers do not depend on the crowd.
+//! budget of tokens until they meet: a long prompt takes many, an answer takes one at a time.
+//! Sequences stand in one order, by priority and arrival ([`Rank`]); it decides who is admitted first
+//! and who gives up blocks last. [`Scheduler::plan`] is the policy:
 //!
-//! A request is admitted, first come first served, once its blocks for prompt and whole answer
-//! are free; it keeps them to its end. A running sequence therefore never runs out of blocks, at
-//! the price of room that a short answer leaves unused. (Taking blocks as they are needed asks
-//! for preemption, which is not there yet.)
+//! 1. **Go on**: each running sequence gets one token. Where no block is left for it, the last in rank is
+//!    sent back to the queue. So the first in rank always goes on, and every answer in every step.
+//! 2. **Admit** whoever is next and finds blocks for all its tokens, with some to spare for those that
+//!    run. Nobody overtakes for want of room; who waits for a prefix that is just being computed lets
+//!    others pass. One that was overtaken too often goes before all.
+//! 3. **Read prompts** with the rest of the budget, of which answers leave them a fixed share, so that
+//!    nobody's next token waits for a long prompt: the first in rank one piece, then the shortest.
+//!
+//! A prompt is cut at multiples of the model's prefill unit only, so that its numbers do not depend on
+//! the crowd.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
 
 use kv_cache::BlockPool;
 
 use crate::counters::Counters;
-use crate::handle::Waiting;
+use crate::handle::Arrival;
 use crate::reply::Reply;
-use crate::request::{End, Event};
+use crate::request::End;
 use crate::runner::{Batch, Fault, Limits, Logits};
 use crate::sampler::Scratch;
-use crate::sequence::Sequence;
+use crate::sequence::{Rank, Sequence};
 
-#[derive(Default)]
+/// What could be otherwise; `examples/simulate.rs` shows what it does to latencies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Prompt tokens computed in a step beside answers; at least a prefill unit in any case.
+    pub prompt_tokens_beside_answers: usize,
+    /// Of several prompts the shortest is read first; else the first in rank.
+    pub shortest_prompt_first: bool,
+    /// Blocks left available for each running sequence when another is admitted.
+    pub spare_blocks: usize,
+    /// Younger requests that may be admitted before a waiting one.
+    pub overtaken_max: usize,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            prompt_tokens_beside_answers: usize::MAX,
+            shortest_prompt_first: true,
+            spare_blocks: 1,
+            overtaken_max: 64,
+        }
+    }
+}
+
 pub(crate) struct Scheduler {
-    /// In order of arrival.
-    waiting: VecDeque<Waiting>,
-    /// In order of admission; never more than `step_rows`.
+    policy: Policy,
+    /// Without blocks.
+    waiting: BTreeMap<Rank, Sequence>,
+    /// With blocks, by rank; never more than [`Limits::places`].
     running: Vec<Sequence>,
-    /// Number of the next sequence to be admitted.
+    /// Number of the next request.
     next_number: u64,
-    /// Number of the sequence whose turn is first: a budget smaller than the crowd goes round.
-    first_turn: u64,
+    /// The next in rank found no room.
+    blocked: bool,
 }
 
 /// What is left of a step's budget.
@@ -45,70 +75,152 @@ struct Budget {
 }
 
 impl Budget {
-    fn grant(&mut self, sequence: &mut Sequence, tokens_max: usize) {
+    fn grant(&mut self, sequence: &mut Sequence, tokens_max: usize) -> usize {
         let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs, self.unit);
         sequence.granted += tokens;
         self.tokens -= tokens;
         self.outputs -= outputs;
+        tokens
     }
 }
 
+/// Waiting sequences that are looked at in a step, most of which may wait for a prefix.
+const CANDIDATES_MAX: usize = 64;
+
 impl Scheduler {
+    pub(crate) fn new(policy: Policy) -> Self {
+        Self { policy, waiting: BTreeMap::new(), running: Vec::new(), next_number: 0, blocked: false }
+    }
+
     pub(crate) fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    pub(crate) fn n_running(&self) -> usize {
-        self.running.len()
+    pub(crate) fn running(&self) -> &[Sequence] {
+        &self.running
     }
 
-    pub(crate) fn blocks_held(&self) -> usize {
-        self.running.iter().map(Sequence::n_blocks).sum()
+    /// Choices that ran and wait to go on.
+    pub(crate) fn n_interrupted(&self) -> usize {
+        self.waiting.values().filter(|s| s.is_interrupted()).map(|s| s.heads.len()).sum()
     }
 
-    pub(crate) fn enqueue(&mut self, request: Waiting) {
-        self.waiting.push_back(request);
+    /// Sequences that could be admitted at once.
+    pub(crate) fn n_open(&self, limits: &Limits) -> usize {
+        if self.blocked { 0 } else { limits.places() - self.running.len() }
     }
 
-    /// Admits whoever fits, then spends the budget.
-    pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits) {
-        self.admit(pool, limits);
-        let unit = limits.prefill_unit;
-        let mut budget = Budget { tokens: limits.step_tokens, outputs: limits.step_outputs, unit };
-        let first = self.running.partition_point(|s| s.number < self.first_turn);
-        let mut left_out = None;
-        for turn in 0..self.running.len() {
-            let index = (first + turn) % self.running.len();
-            let sequence = &mut self.running[index];
-            sequence.granted = 0;
-            budget.grant(sequence, 1);
-            if sequence.granted == 0 && !sequence.takes_units(unit) {
-                left_out = left_out.or(Some(sequence.number));
+    pub(crate) fn enqueue(&mut self, arrival: Arrival, limits: &Limits) {
+        let len_max = arrival.request.len_max(limits);
+        self.wait(Sequence::new(self.next_number, arrival, len_max));
+        self.next_number += 1;
+    }
+
+    pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
+        let Limits { step_tokens: tokens, step_outputs: outputs, prefill_unit: unit, .. } = *limits;
+        let mut budget = Budget { tokens, outputs, unit };
+        self.running.iter_mut().for_each(|sequence| sequence.granted = 0);
+        if let Some(suspect) = self.running.iter_mut().find(|s| s.suspect) {
+            budget.grant(suspect, usize::MAX);
+            return;
+        }
+        let all_went_on = self.go_on(&mut budget, counters);
+        if all_went_on {
+            self.admit(pool, limits, counters);
+        }
+        self.read_prompts(&mut budget);
+    }
+
+    /// One token each, the last in rank giving way; false if one had to.
+    fn go_on(&mut self, budget: &mut Budget, counters: &Counters) -> bool {
+        let (mut index, mut all_went_on) = (0, true);
+        while let Some(sequence) = self.running.get_mut(index) {
+            if sequence.takes_units(budget.unit) {
+                index += 1; // a single token is of no use to it
+            } else if sequence.reserve(1).is_ok() {
+                budget.grant(sequence, 1);
+                index += 1;
+            } else if let Some(mut last) = self.running.pop() {
+                last.preempt();
+                counters.preempted.fetch_add(1, Relaxed);
+                all_went_on = false;
+                self.wait(last);
             }
         }
-        self.first_turn = left_out.unwrap_or(0);
-        for sequence in &mut self.running {
-            budget.grant(sequence, usize::MAX);
-            if sequence.granted > 0 && sequence.computed() == 0 {
-                sequence.reply.send(Event::Started { cached_tokens: 0 });
-            }
-        }
+        all_went_on
     }
 
-    fn admit(&mut self, pool: &BlockPool, limits: &Limits) {
-        while self.running.len() < limits.step_rows
-            && let Some(next) = self.waiting.front()
+    fn admit(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
+        self.blocked = false;
+        while self.running.len() < limits.places()
+            && let Some(rank) = self.next_candidate(pool)
+            && let Some(mut sequence) = self.waiting.remove(&rank)
         {
-            let mut table = pool.open();
-            let len_max = next.request.len_max(limits);
-            if table.reserve(len_max).is_err() {
-                return; // nobody overtakes: whoever waits for much room would wait for ever
+            let spare = self.policy.spare_blocks * self.running.len();
+            if sequence.admit(pool, spare).is_err() {
+                self.blocked = true;
+                return self.wait(sequence); // nobody overtakes: who needs much room would wait for ever
             }
-            if let Some(Waiting { request, reply, .. }) = self.waiting.pop_front() {
-                self.running.push(Sequence::new(self.next_number, request, len_max, table, reply));
-                self.next_number += 1;
+            let queried = sequence.remaining();
+            if let Some((hits, copied)) = sequence.start(limits.block_len) {
+                counters.count_lookup(queried + hits + copied, hits, copied);
+            }
+            self.note_overtaken(&sequence);
+            self.run(sequence);
+        }
+    }
+
+    /// The first in rank that does not wait for what another computes just now.
+    fn next_candidate(&mut self, pool: &BlockPool) -> Option<Rank> {
+        let Self { waiting, running, .. } = self;
+        let mut candidates = waiting.iter_mut().take(CANDIDATES_MAX);
+        candidates.find_map(|(rank, sequence)| (!awaits_prefix(sequence, running, pool)).then_some(*rank))
+    }
+
+    /// Those that came before `admitted` and still wait; whoever was overtaken too often goes first.
+    fn note_overtaken(&mut self, admitted: &Sequence) {
+        let older = self.waiting.values_mut().filter(|s| s.rank.number < admitted.rank.number);
+        let mut promoted = Vec::new();
+        for sequence in older {
+            sequence.overtaken += 1;
+            if sequence.overtaken == self.policy.overtaken_max {
+                promoted.push(sequence.rank);
             }
         }
+        for rank in promoted {
+            if let Some(mut sequence) = self.waiting.remove(&rank) {
+                sequence.rank.level = i64::MIN;
+                self.wait(sequence);
+            }
+        }
+    }
+
+    /// The first in rank gets one piece, then as much as is left goes in the order of the policy.
+    fn read_prompts(&mut self, budget: &mut Budget) {
+        let unit = if budget.unit == usize::MAX { 1 } else { budget.unit };
+        let answers = self.running.iter().any(|s| s.granted == s.remaining());
+        let share = self.policy.prompt_tokens_beside_answers.max(unit);
+        let mut room = if answers { share.min(budget.tokens) } else { budget.tokens };
+        let mut prompts: Vec<&mut Sequence> =
+            self.running.iter_mut().filter(|s| s.granted < s.remaining()).collect();
+        if let Some(first) = prompts.first_mut() {
+            room -= budget.grant(first, unit.min(room));
+        }
+        if self.policy.shortest_prompt_first {
+            prompts.sort_by_key(|sequence| sequence.remaining());
+        }
+        for sequence in prompts {
+            room -= budget.grant(sequence, room);
+        }
+    }
+
+    fn wait(&mut self, sequence: Sequence) {
+        self.waiting.insert(sequence.rank, sequence);
+    }
+
+    fn run(&mut self, sequence: Sequence) {
+        let at = self.running.partition_point(|other| other.rank < sequence.rank);
+        self.running.insert(at, sequence);
     }
 
     pub(crate) fn fill(&self, batch: &mut Batch) {
@@ -119,43 +231,80 @@ impl Scheduler {
         }
     }
 
-    /// Takes the step's logits: each sequence moves on, draws, tells its client, perhaps ends.
-    pub(crate) fn commit(&mut self, logits: &Logits, scratch: &mut Scratch, counters: &Counters) {
+    /// Takes the step's logits: each sequence moves on, draws, tells its clients, perhaps splits or ends.
+    pub(crate) fn commit(
+        &mut self,
+        logits: &Logits,
+        scratch: &mut Scratch,
+        limits: &Limits,
+        counters: &Counters,
+    ) {
         let mut first = 0; // row of `logits` where the sequence's outputs begin
+        let mut forks = Vec::new();
         for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
             let n_outputs = sequence.granted_outputs();
             let rows = (first..first + n_outputs).map(|output| logits.row(output));
             first += n_outputs;
-            let progress = sequence.commit(rows, scratch);
-            counters.prompt_tokens.fetch_add(progress.prompt_tokens as u64, Relaxed);
-            counters.generated_tokens.fetch_add(progress.generated_tokens as u64, Relaxed);
+            counters.count_progress(&sequence.commit(rows, scratch, &mut forks));
         }
-    }
-
-    /// The step failed: whoever was in it ends, whoever was not goes on.
-    pub(crate) fn fail(&mut self, fault: &Fault) {
-        tracing::error!(%fault, "a step failed");
-        for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
-            sequence.end = Some(End::Failed(fault.to_string()));
-        }
-    }
-
-    /// The one place where sequences leave. Their blocks are free when this returns.
-    pub(crate) fn retire(&mut self, counters: &Counters) -> Vec<(Reply, End)> {
-        let mut ended = Vec::new();
-        let mut cancelled = self.waiting.len();
-        self.waiting.retain(|request| !request.reply.is_closed());
-        cancelled -= self.waiting.len();
-        for Sequence { end, reply, .. } in self.running.extract_if(.., |s| s.has_left()) {
-            match end {
-                Some(end) => {
-                    counters.count_end(&end);
-                    ended.push((reply, end));
-                }
-                None => cancelled += 1,
+        for mut fork in forks {
+            if fork.table().is_some() && self.running.len() < limits.places() {
+                self.run(fork);
+            } else {
+                fork.preempt();
+                self.wait(fork);
             }
         }
-        counters.cancelled.fetch_add(cancelled as u64, Relaxed);
+    }
+
+    /// The step failed. Whoever was in it alone ends; of several, each is tried again alone.
+    pub(crate) fn fail(&mut self, fault: &Fault) {
+        let together = self.running.iter().filter(|s| s.granted > 0).count();
+        tracing::error!(%fault, sequences = together, "a step failed");
+        for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
+            if together > 1 {
+                sequence.suspect = true;
+            } else {
+                sequence.fail(&End::Failed(fault.to_string()));
+            }
+        }
+    }
+
+    /// The one place where choices leave. Their blocks are free when this returns.
+    pub(crate) fn retire(&mut self, now: Instant, counters: &Counters) -> Vec<(Reply, End)> {
+        let mut ended = Vec::new();
+        let mut stays = |sequence: &mut Sequence| {
+            sequence.expire(now);
+            for head in sequence.heads.extract_if(.., |head| head.has_left()) {
+                match head.end {
+                    Some(end) => {
+                        counters.count_end(&end);
+                        ended.push((head.reply, end));
+                    }
+                    None => counters.count_cancelled(),
+                }
+            }
+            !sequence.heads.is_empty()
+        };
+        self.running.retain_mut(&mut stays);
+        self.waiting.retain(|_, sequence| stays(sequence));
         ended
     }
+}
+
+/// Does a running sequence compute the first block that `sequence` lacks? Then it is better found than
+/// computed twice.
+fn awaits_prefix(sequence: &mut Sequence, running: &[Sequence], pool: &BlockPool) -> bool {
+    let block_len = pool.block_len();
+    if let Some((rank, block)) = sequence.awaited {
+        let at = running.binary_search_by_key(&rank, |other| other.rank);
+        if at.is_ok_and(|at| running[at].computes_for(sequence, block, block_len)) {
+            return true;
+        }
+    }
+    let missing = if running.is_empty() { None } else { sequence.first_missing(pool) };
+    let computing =
+        missing.and_then(|block| running.iter().find(|other| other.computes_for(sequence, block, block_len)));
+    sequence.awaited = computing.map(|other| other.rank).zip(missing);
+    sequence.awaited.is_some()
 }

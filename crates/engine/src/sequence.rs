@@ -1,76 +1,183 @@
-//! One running request: its tokens, its blocks, its client.
+//! One prompt on its way: its tokens, its blocks, and a head for each answer that is drawn from it.
+//!
+//! A sequence waits without blocks or runs with them, and can be sent back at any time: whatever it
+//! has computed it can compute again, mostly by finding its own blocks in the cache.
 
-use kv_cache::BlockTable;
+use std::time::Instant;
 
-use crate::reply::Reply;
-use crate::request::{End, Event, FinishReason, Logprobs, Request, Token};
+use kv_cache::{BlockPool, BlockTable, Chain, PoolFull};
+
+use crate::handle::Arrival;
+use crate::head::Head;
+use crate::queue::Place;
+use crate::request::{End, Event, FinishReason};
 use crate::runner::Batch;
-use crate::sampler::{NoToken, Sampler, Scratch, logprobs};
+use crate::sampler::{NoToken, Scratch, logprobs};
+
+/// Who goes first: the lower. Unique, since a request has a number and a choice an index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// The request's priority, or less than any once it was overtaken too often.
+    pub(crate) level: i64,
+    /// Order of arrival.
+    pub(crate) number: u64,
+    pub(crate) choice: usize,
+}
 
 pub(crate) struct Sequence {
-    /// Order of admission.
-    pub(crate) number: u64,
+    pub(crate) rank: Rank,
     /// Tokens to compute in this step.
     pub(crate) granted: usize,
-    /// Set by the step that ends it.
-    pub(crate) end: Option<End>,
-    pub(crate) reply: Reply,
+    /// A step with it and others failed: it runs alone until it is known to be innocent.
+    pub(crate) suspect: bool,
+    /// Younger requests that were admitted while it waited.
+    pub(crate) overtaken: usize,
+    /// The sequence that computes the block which this one waits for, and that block's index.
+    pub(crate) awaited: Option<(Rank, usize)>,
+    /// One for each choice until the prompt is computed, then one.
+    pub(crate) heads: Vec<Head>,
     /// Prompt, then answer.
     tokens: Vec<u32>,
     prompt_len: usize,
     /// Length at which the answer ends.
     len_max: usize,
-    /// Tokens whose latent rows are in the cache.
+    /// Tokens whose latent rows are in the cache, and the most that ever were.
     computed: usize,
-    /// Room for `len_max` tokens.
-    table: BlockTable,
-    sampler: Sampler,
-    logprobs: Option<usize>,
+    computed_max: usize,
+    /// Names of its full blocks.
+    chain: Chain,
+    /// While it runs.
+    table: Option<BlockTable>,
+    /// In the queue, until it is admitted for the first time.
+    place: Option<Place>,
     prompt_logprobs: Option<usize>,
+    /// Prompt positions whose scores were told.
+    scored: usize,
+    deadline: Option<Instant>,
 }
 
 /// What one step did for a sequence, in tokens.
 pub(crate) struct Progress {
     pub(crate) prompt_tokens: usize,
+    pub(crate) recomputed_tokens: usize,
     pub(crate) generated_tokens: usize,
 }
 
 impl Sequence {
-    pub(crate) fn new(
-        number: u64,
-        request: Request,
-        len_max: usize,
-        table: BlockTable,
-        reply: Reply,
-    ) -> Self {
-        let sampler = Sampler::new(&request);
+    pub(crate) fn new(number: u64, arrival: Arrival, len_max: usize) -> Self {
+        let Arrival { request, replies, chain, place } = arrival;
+        let heads = replies.into_iter().zip(0..).map(|(reply, choice)| Head::new(&request, choice, reply));
         Self {
-            number,
+            rank: Rank { level: request.priority.into(), number, choice: 0 },
             granted: 0,
-            end: None,
-            reply,
+            suspect: false,
+            overtaken: 0,
+            awaited: None,
+            heads: heads.collect(),
             prompt_len: request.prompt.len(),
             tokens: request.prompt,
             len_max,
             computed: 0,
-            table,
-            sampler,
-            logprobs: request.logprobs,
+            computed_max: 0,
+            chain,
+            table: None,
+            place: Some(place),
             prompt_logprobs: request.prompt_logprobs,
+            scored: 0,
+            deadline: request.deadline,
         }
     }
 
-    pub(crate) fn computed(&self) -> usize {
-        self.computed
+    /// Tokens that are known and not computed: at least one.
+    pub(crate) fn remaining(&self) -> usize {
+        self.tokens.len() - self.computed
     }
 
-    pub(crate) fn n_blocks(&self) -> usize {
-        self.table.ids().len()
+    pub(crate) fn table(&self) -> Option<&BlockTable> {
+        self.table.as_ref()
     }
 
-    /// It has ended, or nobody listens any more.
-    pub(crate) fn has_left(&self) -> bool {
-        self.end.is_some() || self.reply.is_closed()
+    /// Blocks that this or a later step writes to.
+    pub(crate) fn writable(&self) -> &[u32] {
+        self.table.as_ref().map_or(&[], |table| table.writable(self.computed))
+    }
+
+    /// Has run before, or was split from one that has.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.table.is_none() && self.place.is_none()
+    }
+
+    /// Marks the heads of a request whose time is over.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        if self.deadline.is_some_and(|deadline| now >= deadline) {
+            self.fail(&End::Expired);
+        }
+    }
+
+    /// Ends all its heads.
+    pub(crate) fn fail(&mut self, end: &End) {
+        for head in &mut self.heads {
+            head.end.get_or_insert_with(|| end.clone());
+        }
+    }
+
+    /// The most tokens that may come from the cache: the last one's logits are wanted, and those of a
+    /// prompt that is scored.
+    fn cacheable(&self) -> usize {
+        let scored = if self.prompt_logprobs.is_some() { self.scored } else { usize::MAX };
+        scored.min(self.tokens.len() - 1)
+    }
+
+    /// Index of the first block that could be cached and is not.
+    pub(crate) fn first_missing(&self, pool: &BlockPool) -> Option<usize> {
+        let missing = pool.n_cached(&self.chain, &self.tokens);
+        ((missing + 1) * pool.block_len() <= self.cacheable()).then_some(missing)
+    }
+
+    /// Is this sequence, which runs, about to publish what `other` knows as its `block`?
+    pub(crate) fn computes_for(&self, other: &Self, block: usize, block_len: usize) -> bool {
+        let end = (block + 1) * block_len;
+        let name = self.chain.names().get(block);
+        name.is_some()
+            && name == other.chain.names().get(block)
+            && self.computed < end
+            && end <= self.prompt_len
+    }
+
+    /// Takes blocks for all its tokens, those in the cache shared, and leaves `spare` blocks available;
+    /// or takes nothing.
+    pub(crate) fn admit(&mut self, pool: &BlockPool, spare: usize) -> Result<(), PoolFull> {
+        let mut table = pool.open(&self.chain, &self.tokens, self.cacheable());
+        table.reserve(self.tokens.len())?;
+        let available = pool.stats().available();
+        if available < spare {
+            return Err(PoolFull { wanted: spare, available });
+        }
+        self.computed = table.len_cached();
+        self.table = Some(table);
+        self.awaited = None;
+        Ok(())
+    }
+
+    /// It runs for the first time: tells its clients, and how many tokens the cache had for it, in shared
+    /// blocks and beyond them.
+    pub(crate) fn start(&mut self, block_len: usize) -> Option<(usize, usize)> {
+        self.place.take()?;
+        let copied = self.computed % block_len;
+        let cached_tokens = self.computed - copied;
+        self.heads.iter().for_each(|head| head.reply.send(Event::Started { cached_tokens }));
+        Some((cached_tokens, copied))
+    }
+
+    /// Gives up its blocks, to be admitted again.
+    pub(crate) fn preempt(&mut self) {
+        (self.table, self.computed, self.granted) = (None, 0, 0);
+    }
+
+    /// Room for `tokens` more than are computed.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), PoolFull> {
+        let len = self.computed + tokens;
+        self.table.as_mut().map_or(Ok(()), |table| table.reserve(len))
     }
 
     /// Are the logits after the token at `position` wanted? To score the next prompt token, or to
@@ -78,7 +185,7 @@ impl Sequence {
     fn wants_output(&self, position: usize) -> bool {
         let next = position + 1;
         if next < self.prompt_len {
-            self.prompt_logprobs.is_some()
+            self.prompt_logprobs.is_some() && position >= self.scored
         } else {
             next == self.tokens.len() && next < self.len_max
         }
@@ -120,47 +227,61 @@ impl Sequence {
 
     /// Writes the granted tokens as the batch's next row.
     pub(crate) fn push_row(&self, batch: &mut Batch) {
+        let Some(table) = &self.table else { return };
         let kv_len = self.computed + self.granted;
+        batch.copies.extend(table.copy());
         for position in self.computed..kv_len {
             if self.wants_output(position) {
                 batch.outputs.push(batch.tokens.len() as u32);
             }
             batch.tokens.push(self.tokens[position]);
             batch.positions.push(position as u32);
-            batch.slots.push(self.table.slot(position));
+            batch.slots.push(table.slot(position));
         }
         batch.row_start.push(batch.tokens.len() as u32);
         batch.kv_len.push(kv_len as u32);
-        batch.tables.extend_from_slice(self.table.ids());
+        batch.tables.extend_from_slice(table.ids());
         batch.tables.resize(batch.kv_len.len() * batch.table_width, 0);
     }
 
-    /// The granted tokens are computed; `rows` are the logits they asked for, in order.
+    /// The granted tokens are computed; `rows` are the logits they asked for, in order. Sequences that
+    /// split off go to `forks`.
     pub(crate) fn commit<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a [f32]>,
         scratch: &mut Scratch,
+        forks: &mut Vec<Self>,
     ) -> Progress {
         let from = self.computed;
         self.computed += self.granted;
-        let total = self.tokens.len();
-        if let Err(reason) = self.read_logits(from, rows, scratch) {
-            self.end = Some(End::Failed(reason.to_string()));
-        } else if self.computed == self.len_max {
-            self.end = Some(End::Finished(FinishReason::Length)); // only scored: nothing was to be drawn
+        self.suspect = false;
+        if let Some(table) = &mut self.table {
+            table.copied();
+            table.publish(&mut self.chain, &self.tokens[..self.computed]);
+        }
+        let fresh = from.max(self.computed_max).min(self.computed);
+        self.computed_max = self.computed_max.max(self.computed);
+        let mut generated_tokens = 0;
+        match self.read_scores(from, rows) {
+            Ok(Some(row)) => generated_tokens = self.draw(row, scratch, forks),
+            // Only scored: nothing was to be drawn.
+            Ok(None) if self.computed == self.len_max => self.fail(&End::Finished(FinishReason::Length)),
+            Ok(None) => {}
+            Err(reason) => self.fail(&End::Failed(reason.to_string())),
         }
         Progress {
-            prompt_tokens: self.computed.min(self.prompt_len) - from.min(self.prompt_len),
-            generated_tokens: self.tokens.len() - total,
+            prompt_tokens: self.computed.min(self.prompt_len) - fresh.min(self.prompt_len),
+            recomputed_tokens: fresh - from,
+            generated_tokens,
         }
     }
 
-    fn read_logits<'a>(
+    /// Tells the scores among the logits; returns the row to draw from.
+    fn read_scores<'a>(
         &mut self,
         from: usize,
         mut rows: impl Iterator<Item = &'a [f32]>,
-        scratch: &mut Scratch,
-    ) -> Result<(), NoToken> {
+    ) -> Result<Option<&'a [f32]>, NoToken> {
         let mut scores = Vec::new();
         let mut draw_from = None;
         for position in (from..self.computed).filter(|&position| self.wants_output(position)) {
@@ -172,21 +293,53 @@ impl Sequence {
             }
         }
         if !scores.is_empty() {
-            self.reply.send(Event::Prompt(scores));
+            self.scored += scores.len();
+            self.heads.iter().for_each(|head| head.reply.send(Event::Prompt(scores.clone())));
         }
-        draw_from.map_or(Ok(()), |row| self.draw(row, scratch))
+        Ok(draw_from)
     }
 
-    fn draw(&mut self, row: &[f32], scratch: &mut Scratch) -> Result<(), NoToken> {
-        let id = self.sampler.draw(row, scratch)?;
-        let logprobs: Option<Logprobs> = self.logprobs.map(|n| logprobs(row, id, n)).transpose()?;
-        self.tokens.push(id);
-        self.reply.send(Event::Tokens(vec![Token { id, logprobs }]));
-        if self.sampler.is_stop(id) {
-            self.end = Some(End::Finished(FinishReason::Stop));
-        } else if self.tokens.len() == self.len_max {
-            self.end = Some(End::Finished(FinishReason::Length));
+    /// Each head draws its next token. The first that goes on stays here, with those that have ended; each
+    /// other gets a sequence of its own, which shares the prompt's blocks. Returns how many tokens were drawn.
+    fn draw(&mut self, row: &[f32], scratch: &mut Scratch, forks: &mut Vec<Self>) -> usize {
+        let last = self.tokens.len() + 1 == self.len_max;
+        let (mut own, mut n_drawn) = (None, 0);
+        for mut head in std::mem::take(&mut self.heads) {
+            let drawn = head.draw(row, scratch, last);
+            n_drawn += drawn.iter().len();
+            match drawn.filter(|_| head.end.is_none()) {
+                Some(id) if own.is_some() => forks.push(self.fork(head, id)),
+                goes_on => {
+                    own = own.or(goes_on);
+                    self.heads.push(head);
+                }
+            }
         }
-        Ok(())
+        self.tokens.extend(own);
+        n_drawn
+    }
+
+    /// Without room for a block of its own it has none at all, and waits.
+    fn fork(&self, head: Head, id: u32) -> Self {
+        let len = self.computed;
+        Self {
+            rank: Rank { choice: head.choice, ..self.rank },
+            granted: 0,
+            suspect: false,
+            overtaken: 0,
+            awaited: None,
+            heads: vec![head],
+            tokens: self.tokens.iter().copied().chain([id]).collect(),
+            prompt_len: self.prompt_len,
+            len_max: self.len_max,
+            computed: len,
+            computed_max: len,
+            chain: self.chain.clone(),
+            table: self.table.as_ref().and_then(|table| table.fork(len).ok()),
+            place: None,
+            prompt_logprobs: self.prompt_logprobs,
+            scored: self.scored,
+            deadline: self.deadline,
+        }
     }
 }

@@ -162,6 +162,10 @@ impl ModelRunner for FakeRunner {
             return Err(Fault(format!("the fake model fails at step {step}, as told")));
         }
         assert_contract(batch, &self.limits);
+        for &(from, to) in &batch.copies {
+            let slots = |block: u32| block as usize * self.limits.block_len;
+            self.arena.copy_within(slots(from)..slots(from + 1), slots(to));
+        }
         for ((&slot, &position), &token) in batch.slots.iter().zip(&batch.positions).zip(&batch.tokens) {
             self.arena[slot as usize] = Some((position, token));
         }
@@ -201,6 +205,10 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
     assert!(batch.tokens.iter().all(|&token| (token as usize) < limits.vocab_size));
     assert!(batch.outputs.is_sorted_by(|a, b| a < b), "outputs must rise: {:?}", batch.outputs);
     assert!(batch.outputs.iter().all(|&output| (output as usize) < n_tokens));
+    for &(from, to) in &batch.copies {
+        let blocks = 1..limits.n_blocks as u32;
+        assert!(from != to && blocks.contains(&from) && blocks.contains(&to), "copy from {from} to {to}");
+    }
     let written: HashSet<&u32> = batch.slots.iter().collect();
     assert_eq!(written.len(), n_tokens, "a slot is written twice: {:?}", batch.slots);
     for r in 0..n_rows {

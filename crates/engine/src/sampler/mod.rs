@@ -60,10 +60,10 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    pub(crate) fn new(request: &Request) -> Self {
+    pub(crate) fn new(request: &Request, choice: u64) -> Self {
         let sampling = request.sampling.clone();
         let mut stream = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or_else(rand::random));
-        stream.set_stream(sampling.choice);
+        stream.set_stream(choice);
         let prompt = if sampling.repetition_penalty == 1.0 { &[][..] } else { &request.prompt };
         Self {
             stop_ids: request.stop_ids.clone(),

@@ -1,5 +1,7 @@
 //! An engine stepped by hand, and clients that keep account of what they hear.
 
+use std::time::Instant;
+
 use engine::request::{End, Event, FinishReason, Logprobs, Request, Sampling, Token};
 use engine::testing::{FakeRunner, fill_noise};
 use engine::{Busy, Engine, EngineHandle, Events, Options, connect};
@@ -9,6 +11,8 @@ pub(crate) use engine::runner::{Limits, ModelRunner};
 pub(crate) struct Rig {
     pub(crate) handle: EngineHandle,
     engine: Engine<FakeRunner>,
+    /// What the engine takes for the time.
+    pub(crate) now: Instant,
 }
 
 impl Rig {
@@ -18,7 +22,7 @@ impl Rig {
 
     pub(crate) fn with_options(runner: FakeRunner, options: Options) -> Self {
         let (handle, inbox) = connect(runner.limits(), options);
-        Self { handle, engine: Engine::new(runner, inbox) }
+        Self { handle, engine: Engine::new(runner, inbox), now: Instant::now() }
     }
 
     pub(crate) fn submit(&self, request: Request) -> Client {
@@ -26,7 +30,12 @@ impl Rig {
     }
 
     pub(crate) fn try_submit(&self, request: Request) -> Result<Client, Busy> {
-        self.handle.submit(request).map(Client::new)
+        self.handle.submit(request).map(|mut choices| Client::new(choices.pop().expect("one choice")))
+    }
+
+    /// One client a choice.
+    pub(crate) fn submit_choices(&self, request: Request) -> Vec<Client> {
+        self.handle.submit(request).expect("room in the queue").into_iter().map(Client::new).collect()
     }
 
     /// One step, unless there is nothing to do.
@@ -36,7 +45,7 @@ impl Rig {
             return false;
         }
         assert!(self.engine.receive());
-        self.engine.step();
+        self.engine.step(self.now);
         self.engine.check_pool();
         true
     }

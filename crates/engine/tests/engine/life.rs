@@ -9,7 +9,7 @@ use engine::{Busy, EngineHandle, Options, STEP_TOKENS_BOUNDS, start};
 use crate::harness::{Client, Limits, Rig, expected, request};
 
 fn submit(handle: &EngineHandle, request: Request) -> Client {
-    Client::new(handle.submit(request).unwrap())
+    Client::new(handle.submit(request).unwrap().pop().unwrap())
 }
 
 /// Waits for the engine's thread to get somewhere; a bound, not a pace.
@@ -91,7 +91,7 @@ fn a_full_queue_is_busy_until_someone_is_admitted() {
     let mut rig = Rig::with_options(FakeRunner::new(limits()), options);
     let clients: Vec<Client> = (0..2).map(|name| rig.submit(request(name, 4, 4))).collect();
     assert_eq!(rig.handle.snapshot().waiting, 2);
-    assert_eq!(rig.try_submit(request(3, 4, 4)).err(), Some(Busy::Full { max_waiting: 2 }));
+    assert_eq!(rig.try_submit(request(3, 4, 4)).err(), Some(Busy::Requests { max_waiting: 2 }));
     rig.step();
     assert_eq!((rig.handle.snapshot().waiting, rig.handle.snapshot().running), (0, 2));
     let late = rig.submit(request(3, 4, 4));

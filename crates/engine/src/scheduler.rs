@@ -11,7 +11,7 @@
 //!    run. Nobody overtakes for want of room; who waits for a prefix that is just being computed lets
 //!    others pass. One that was overtaken too often goes before all.
 //! 3. **Read prompts** with the rest of the budget, of which answers leave them a fixed share, so that
-//!    nobody's next token waits for a long prompt: the first in rank one piece, then the shortest.
+//!    nobody's next token waits for a long prompt: half of it for the first in rank, then the shortest.
 //!
 //! A prompt is cut at multiples of the model's prefill unit only, so that its numbers do not depend on
 //! the crowd.
@@ -37,8 +37,10 @@ pub struct Policy {
     pub prompt_tokens_beside_answers: usize,
     /// Of several prompts the shortest is read first; else the first in rank.
     pub shortest_prompt_first: bool,
-    /// Blocks left available for each running sequence when another is admitted.
-    pub spare_blocks: usize,
+    /// Tokens that each running sequence must find room to grow by, or to its end, when another is admitted.
+    pub spare_tokens: usize,
+    /// A prompt that begins with what another computes just now waits to find it in the cache.
+    pub await_prefixes: bool,
     /// Younger requests that may be admitted before a waiting one.
     pub overtaken_max: usize,
 }
@@ -46,9 +48,10 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         Self {
-            prompt_tokens_beside_answers: usize::MAX,
+            prompt_tokens_beside_answers: 256,
             shortest_prompt_first: true,
-            spare_blocks: 1,
+            spare_tokens: 256,
+            await_prefixes: true,
             overtaken_max: 64,
         }
     }
@@ -156,7 +159,8 @@ impl Scheduler {
             && let Some(rank) = self.next_candidate(pool)
             && let Some(mut sequence) = self.waiting.remove(&rank)
         {
-            let spare = self.policy.spare_blocks * self.running.len();
+            let grow = |s: &Sequence| s.growth(self.policy.spare_tokens, limits.block_len);
+            let spare = self.running.iter().map(grow).sum();
             if sequence.admit(pool, spare).is_err() {
                 self.blocked = true;
                 return self.wait(sequence); // nobody overtakes: who needs much room would wait for ever
@@ -172,7 +176,10 @@ impl Scheduler {
 
     /// The first in rank that does not wait for what another computes just now.
     fn next_candidate(&mut self, pool: &BlockPool) -> Option<Rank> {
-        let Self { waiting, running, .. } = self;
+        let Self { waiting, running, policy, .. } = self;
+        if !policy.await_prefixes {
+            return waiting.keys().next().copied();
+        }
         let mut candidates = waiting.iter_mut().take(CANDIDATES_MAX);
         candidates.find_map(|(rank, sequence)| (!awaits_prefix(sequence, running, pool)).then_some(*rank))
     }
@@ -195,7 +202,7 @@ impl Scheduler {
         }
     }
 
-    /// The first in rank gets one piece, then as much as is left goes in the order of the policy.
+    /// Half goes to the first in rank, or a unit if that is more; the rest in the order of the policy.
     fn read_prompts(&mut self, budget: &mut Budget) {
         let unit = if budget.unit == usize::MAX { 1 } else { budget.unit };
         let answers = self.running.iter().any(|s| s.granted == s.remaining());
@@ -204,7 +211,7 @@ impl Scheduler {
         let mut prompts: Vec<&mut Sequence> =
             self.running.iter_mut().filter(|s| s.granted < s.remaining()).collect();
         if let Some(first) = prompts.first_mut() {
-            room -= budget.grant(first, unit.min(room));
+            room -= budget.grant(first, (room / 2).max(unit).min(room));
         }
         if self.policy.shortest_prompt_first {
             prompts.sort_by_key(|sequence| sequence.remaining());

@@ -144,6 +144,13 @@ impl Sequence {
             && end <= self.prompt_len
     }
 
+    /// Blocks that it lacks to grow by `tokens`, or to its longest.
+    pub(crate) fn growth(&self, tokens: usize, block_len: usize) -> usize {
+        let len = (self.tokens.len() + tokens).min(self.len_max);
+        let held = self.table.as_ref().map_or(0, |table| table.ids().len());
+        len.div_ceil(block_len).saturating_sub(held)
+    }
+
     /// Takes blocks for all its tokens, those in the cache shared, and leaves `spare` blocks available;
     /// or takes nothing.
     pub(crate) fn admit(&mut self, pool: &BlockPool, spare: usize) -> Result<(), PoolFull> {

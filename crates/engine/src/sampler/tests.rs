@@ -7,7 +7,7 @@ use super::*;
 const NEG_INF: f32 = f32::NEG_INFINITY;
 
 fn sampler(sampling: Sampling) -> Sampler {
-    Sampler::new(&Request { sampling, ..Request::default() })
+    Sampler::new(&Request { sampling, ..Request::default() }, 0)
 }
 
 fn hot(temperature: f32) -> Sampling {
@@ -90,7 +90,7 @@ fn a_low_temperature_stays_finite() {
 
 /// Logits after masks, penalties and bias, once `drawn` has been generated after `prompt`.
 fn check_adjusted(request: Request, drawn: &[u32], row: &[f32], expected: &[f32]) {
-    let mut sampler = Sampler::new(&request);
+    let mut sampler = Sampler::new(&request, 0);
     sampler.n_drawn = drawn.len();
     for &id in drawn {
         *sampler.counts.entry(id).or_default() += 1;

@@ -85,10 +85,16 @@ impl BlockTable {
         }
     }
 
-    /// Another table that begins with this one's first `len` tokens, all of them computed: whole
-    /// blocks are shared, the rest is to be [copied](Self::copy).
+    /// Another table that begins with this one's first `len` tokens, all of them computed and
+    /// [published](Self::publish): whole blocks are shared, the rest is to be [copied](Self::copy).
+    ///
+    /// # Panics
+    /// If they are not published. Publishing may exchange blocks: a fork made before would hold the source of
+    /// its copy without the blocks that come before it.
     pub fn fork(&self, len: usize) -> Result<Self, PoolFull> {
         let whole = len / self.pool.block_len();
+        let published = whole <= self.n_published || self.private || !self.pool.caches();
+        assert!(published, "{} of {whole} blocks are published", self.n_published);
         let source = (!len.is_multiple_of(self.pool.block_len())).then(|| self.ids[whole]);
         let mut fork = Self::new(self.pool.clone(), &self.ids[..whole], source, len);
         fork.n_published = whole.min(self.n_published);

@@ -55,14 +55,18 @@ impl Answers {
         let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len()).sum();
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         let n = plan.n;
-        let mut choices = Vec::new();
-        for (request, decode) in plan.sequences() {
-            let (submitted, prompt_len) = (Instant::now(), request.prompt.len());
+        let submitted = Instant::now();
+        let mut taken = Vec::new();
+        for (request, decode) in plan.requests() {
+            let prompt_len = request.prompt.len();
             let events = engine.submit(request).map_err(|busy| refused(app, &busy))?;
-            // Only now: a request that is refused is no sequence, and counts as none.
-            let timer = SequenceTimer::new(app.clone(), prompt_len, submitted);
-            choices.push(Choice::new(events, decode, timer));
+            taken.extend(events.into_iter().map(|events| (events, decode.clone(), prompt_len)));
         }
+        // Only now: what was refused in part is no sequence, and counts as none.
+        let choice = |(events, decode, prompt_len)| {
+            Choice::new(events, decode, SequenceTimer::new(app.clone(), prompt_len, submitted))
+        };
+        let choices: Vec<Choice> = taken.into_iter().map(choice).collect();
         app.metrics().observe_params(plan.n, plan.max_tokens);
         let n_choices = choices.len();
         let stream = |(index, choice)| {
@@ -103,19 +107,19 @@ impl Answers {
 
 /// The engine did not take a request.
 fn refused(app: &App, busy: &engine::Busy) -> ApiError {
-    match busy {
-        engine::Busy::Full { max_waiting } => ApiError {
-            error: Error::new(
-                Code::ServerOverloaded,
-                format!(
-                    "{max_waiting} requests are waiting already. Send the request again after \
-                     the time in the header `Retry-After`."
-                ),
-            ),
-            retry_after_s: Some(app.metrics().drain_seconds(*max_waiting)),
-        },
-        engine::Busy::Stopped => engine_dead().into(),
-    }
+    let (waiting, retry_after_s) = match busy {
+        engine::Busy::Requests { max_waiting } => {
+            (format!("{max_waiting} requests"), app.metrics().drain_seconds(*max_waiting))
+        }
+        engine::Busy::Tokens { max_waiting_tokens } => {
+            (format!("Prompts of nearly {max_waiting_tokens} tokens"), app.metrics().drain_seconds(1))
+        }
+        engine::Busy::Stopped => return engine_dead().into(),
+    };
+    let message = format!(
+        "{waiting} are waiting already. Send the request again after the time in the header `Retry-After`."
+    );
+    ApiError { error: Error::new(Code::ServerOverloaded, message), retry_after_s: Some(retry_after_s) }
 }
 
 /// What all chunks of an answer share.

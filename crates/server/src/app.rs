@@ -65,13 +65,13 @@ pub struct Build {
 
 /// The engine as the server sees it; tests put a scripted one here.
 pub trait Engine: Send + Sync {
-    /// Queues a request without waiting.
-    fn submit(&self, request: Request) -> Result<Events, Busy>;
+    /// Queues a request without waiting. It has one stream of events a choice.
+    fn submit(&self, request: Request) -> Result<Vec<Events>, Busy>;
     fn snapshot(&self) -> Snapshot;
 }
 
 impl Engine for EngineHandle {
-    fn submit(&self, request: Request) -> Result<Events, Busy> {
+    fn submit(&self, request: Request) -> Result<Vec<Events>, Busy> {
         EngineHandle::submit(self, request)
     }
 

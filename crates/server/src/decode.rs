@@ -229,6 +229,7 @@ impl Choice {
             Some(Event::Tokens(tokens)) => self.tokens(tokens),
             Some(Event::End(End::Finished(reason))) => self.finish(reason),
             Some(Event::End(End::Rejected(reason))) => return Err(rejected(&reason)),
+            Some(Event::End(End::Expired)) => return Err(internal("a deadline that nobody set has passed")),
             Some(Event::End(End::Failed(cause))) => return Err(internal(&cause)),
             None => return Err(internal("the engine left without an end")),
         }

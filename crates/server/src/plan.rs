@@ -58,15 +58,15 @@ impl Plan {
             echo: None,
         };
         let template = Request {
-            prompt: Vec::new(),
-            max_new_tokens: 0,
+            n: generation.n,
             min_new_tokens: generation.min_tokens,
             stop_ids,
             sampling: sampling(model, generation),
             logprobs: asked.logprobs,
             prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
+            ..Request::default()
         };
-        check_sequences(model, asked.prompts.len() * generation.n)?;
+        check_prompts(model, &asked)?;
         check_drawable(model, &template)?;
         Ok(Self {
             n: generation.n,
@@ -79,19 +79,12 @@ impl Plan {
         })
     }
 
-    /// A request and its decoding for each choice, by prompt and then by sample.
-    pub(crate) fn sequences(&self) -> impl Iterator<Item = (Request, DecodeOptions)> + '_ {
-        let prompts = self.prompts.iter().zip(&self.budgets);
-        prompts.flat_map(move |(prompt, &max_new_tokens)| {
-            (0..self.n as u64).map(move |choice| {
-                let mut request = self.template.clone();
-                request.prompt.clone_from(prompt);
-                request.max_new_tokens = max_new_tokens;
-                request.sampling.choice = choice;
-                let mut decode = self.decode.clone();
-                decode.echo = self.echo.then(|| Arc::clone(prompt));
-                (request, decode)
-            })
+    /// A request for each prompt, and how its choices are decoded.
+    pub(crate) fn requests(&self) -> impl Iterator<Item = (Request, DecodeOptions)> + '_ {
+        self.prompts.iter().zip(&self.budgets).map(|(prompt, &max_new_tokens)| {
+            let request = Request { prompt: prompt.to_vec(), max_new_tokens, ..self.template.clone() };
+            let echo = self.echo.then(|| Arc::clone(prompt));
+            (request, DecodeOptions { echo, ..self.decode.clone() })
         })
     }
 }
@@ -135,18 +128,17 @@ fn budget(
     Ok(budget)
 }
 
-/// All sequences of a request pass through the queue at once: more than it holds would hear "try
-/// again" for ever.
-fn check_sequences(model: &ServedModel, sequences: usize) -> Result<(), Error> {
-    if sequences <= model.max_waiting {
+/// Several prompts enter the queue together: more than it holds would hear "try again" for ever.
+fn check_prompts(model: &ServedModel, asked: &Asked) -> Result<(), Error> {
+    let (param, n) = (asked.param, asked.prompts.len());
+    if n <= model.max_waiting {
         return Ok(());
     }
+    let holds = model.max_waiting;
     Err(Error::value(
-        "n",
+        param,
         format!(
-            "`n` times the number of prompts is {sequences}; this server's queue (--max-queue) holds {}. Ask \
-             for fewer at once.",
-            model.max_waiting
+            "`{param}` has {n} prompts; this server's queue (--max-queue) holds {holds}. Send fewer at once."
         ),
     ))
 }
@@ -187,6 +179,5 @@ fn sampling(model: &ServedModel, generation: &Generation) -> Sampling {
         repetition_penalty: generation.repetition_penalty.or(defaults.repetition_penalty).unwrap_or(1.0),
         logit_bias: generation.logit_bias.clone(),
         seed: generation.seed.map(i64::cast_unsigned),
-        choice: 0,
     }
 }

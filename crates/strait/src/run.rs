@@ -83,7 +83,7 @@ struct Chat {
 
 impl Chat {
     fn new(loaded: Loaded, flags: &Flags) -> anyhow::Result<Self> {
-        let Loaded { model, text, eos_ids, generation, .. } = loaded;
+        let Loaded { model, text, eos_ids, generation, fingerprint, .. } = loaded;
         if text.template.is_none() {
             bail!(
                 "this checkpoint has no chat template, so it cannot chat; `strait serve` completes plain text"
@@ -97,7 +97,12 @@ impl Chat {
             repetition_penalty: generation.repetition_penalty.unwrap_or(1.0),
             ..Sampling::default()
         };
-        let options = engine::Options { max_waiting: 1, sampled_vocab: text.tokenizer.vocab_size() };
+        let options = engine::Options {
+            max_waiting: 1,
+            sampled_vocab: text.tokenizer.vocab_size(),
+            model_identity: fingerprint,
+            ..Default::default()
+        };
         // The thread ends when the handle is dropped, or with the process.
         let (engine, _) = engine::start(model, options);
         let (max_tokens, system) = (flags.max_tokens, flags.system.clone());
@@ -161,7 +166,8 @@ impl Chat {
             prompt,
             ..Request::default()
         };
-        self.stream(self.engine.submit(request)?)
+        let mut choices = self.engine.submit(request)?;
+        self.stream(choices.pop().ok_or_else(|| anyhow!("the engine gave no answer"))?)
     }
 
     fn stream(&self, mut events: Events) -> anyhow::Result<String> {
@@ -182,6 +188,7 @@ impl Chat {
                     ids.map(|id| detokenizer.push(id)).try_for_each(&mut say)?;
                 }
                 Event::End(End::Finished(_)) => break,
+                Event::End(End::Expired) => bail!("the answer took too long"),
                 Event::End(End::Rejected(why) | End::Failed(why)) => bail!(why),
             }
         }

@@ -142,8 +142,12 @@ fn load_and_run(
         top_k: generation.top_k,
         repetition_penalty: generation.repetition_penalty,
     };
-    let options =
-        engine::Options { max_waiting: server.max_waiting, sampled_vocab: text.tokenizer.vocab_size() };
+    let options = engine::Options {
+        max_waiting: server.max_waiting,
+        sampled_vocab: text.tokenizer.vocab_size(),
+        model_identity: fingerprint.clone(),
+        ..Default::default()
+    };
     let (engine, thread) = engine::start(model, options);
     app.set_model(ServedModel {
         engine: Box::new(engine),

@@ -219,33 +219,38 @@ fn unchunk(mut body: &str) -> String {
 pub struct Scripted {
     play: Box<dyn Fn(Request, Script) + Send + Sync>,
     pub requests: Arc<Mutex<Vec<Request>>>,
-    /// Requests that are taken; the others hear `Busy`.
+    /// Requests that are taken; the others hear `refusal`.
     pub room: AtomicUsize,
+    pub refusal: Busy,
     pub alive: bool,
 }
 
 impl Scripted {
-    /// `play` runs on a thread of its own.
+    /// `play` runs on a thread of its own, for each choice.
     pub fn new(play: impl Fn(Request, Script) + Send + Sync + 'static) -> Self {
         Self {
             play: Box::new(play),
             requests: Arc::default(),
             room: AtomicUsize::new(usize::MAX),
+            refusal: Busy::Requests { max_waiting: 4 },
             alive: true,
         }
     }
 }
 
 impl Engine for SharedScript {
-    fn submit(&self, request: Request) -> Result<Events, Busy> {
-        let this = self.0.clone();
-        if this.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err() {
-            return Err(Busy::Full { max_waiting: 4 });
+    fn submit(&self, request: Request) -> Result<Vec<Events>, Busy> {
+        if self.0.room.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_err() {
+            return Err(self.0.refusal.clone());
         }
-        this.requests.lock().unwrap().push(request.clone());
-        let (script, events) = script(&request, &model_limits());
-        std::thread::spawn(move || (this.play)(request, script));
-        Ok(events)
+        self.0.requests.lock().unwrap().push(request.clone());
+        let choice = |_| {
+            let (this, request) = (self.0.clone(), request.clone());
+            let (script, events) = script(&request, &model_limits());
+            std::thread::spawn(move || (this.play)(request, script));
+            events
+        };
+        Ok((0..request.n).map(choice).collect())
     }
 
     fn snapshot(&self) -> Snapshot {

@@ -12,9 +12,15 @@ use serde_json::{Value, json};
 
 #[test]
 fn help_and_version() {
-    for args in
-        [&["--help"][..], &["serve", "--help"], &["run", "--help"], &["plan", "--help"], &["--version"]]
-    {
+    for args in [
+        &["--help"][..],
+        &["serve", "--help"],
+        &["run", "--help"],
+        &["plan", "--help"],
+        &["bench", "--help"],
+        &["bench", "clients", "--help"],
+        &["--version"],
+    ] {
         let (code, out, err) = strait(args);
         assert_eq!((code, err.as_str()), (Some(0), ""), "{args:?}");
         assert!(out.contains("strait"), "{out}");
@@ -40,6 +46,18 @@ fn usage_errors_end_with_2_and_name_the_option() {
         (&["run", "--temperature", "9", "hello"], "temperature"),
         (&["plan"], "MODEL"),
         (&["plan", &model, "--bandwidth", "0"], "bandwidth"),
+        (&["bench", "--batches", "0"], "batches"),
+        (&["bench", "-p", "5", "clients"], "clients"),
+        (&["bench", "clients", "-c", "1,0"], "clients"),
+        (&["bench", "clients", "-p", "4095", "-n", "2"], "the context of demo is 4096"),
+        (&["bench", "clients", "--vocab", "99999"], "vocab"),
+        (&["bench", "clients", "--timeout", "nan"], "timeout"),
+        (&["bench", "clients", "--threads", "0"], "threads"),
+        (&["bench", "clients", "--url", "https://localhost:1"], "url"),
+        (&["bench", "chat", "--url", "http://localhost:1", "--max-queue", "1"], "max-queue"),
+        (&["bench", "chat", "-t", "100"], "turns"),
+        (&["bench", "shared", "-s", "4096"], "shared"),
+        (&["bench", "added", "-r", "0"], "requests"),
         (&[], "Usage"),
     ] {
         let (code, _, err) = strait(args);
@@ -258,4 +276,99 @@ fn run_answers_a_question_from_an_argument_or_a_pipe() {
     });
     let answer = server.ask("/v1/chat/completions", &request);
     assert_eq!(answer["choices"][0]["message"]["content"].as_str().unwrap(), spoken.trim_end_matches('\n'));
+}
+
+/// The JSON that a bench prints.
+fn bench(args: &[&str]) -> Value {
+    let (code, out, err) = strait(&[&["bench"], args, &["--json"]].concat());
+    assert_eq!(code, Some(0), "{args:?}: {err}");
+    serde_json::from_str(&out).unwrap()
+}
+
+/// Rows of a scenario, as arrays of these fields.
+fn check_rows(args: &[&str], fields: &[&str], expected: Value) {
+    let report = bench(args);
+    let row = |row: &Value| fields.iter().map(|field| row[*field].clone()).collect::<Value>();
+    let total = report.get("total").filter(|total| !total.is_null());
+    let rows: Vec<&Value> = report["rows"].as_array().unwrap().iter().chain(total).collect();
+    assert_eq!(rows.iter().copied().map(row).collect::<Value>(), expected, "{report}");
+    for row in rows {
+        let cached = row["cached_tokens"].as_u64().unwrap();
+        assert_eq!(row["computed_tokens"].as_u64().unwrap() + cached, row["prompt_tokens"].as_u64().unwrap());
+        for times in ["ttft_ms", "inter_token_ms", "e2e_ms"] {
+            let [p50, p99] = ["p50", "p99"].map(|p| row[times][p].as_f64().unwrap());
+            assert!(0.0 <= p50 && p50 <= p99, "{times}: {row}");
+        }
+    }
+}
+
+#[test]
+fn bench_drives_a_server_of_its_own() {
+    let counts = ["name", "requests", "errors", "prompt_tokens", "output_tokens"];
+    check_rows(
+        &["clients", "-c", "1,3", "-r", "2", "-p", "20", "-n", "5"],
+        &counts,
+        json!([["1 client", 2, 0, 40, 10], ["3 clients", 6, 0, 120, 30]]),
+    );
+    // The answers of earlier turns are part of each prompt.
+    check_rows(
+        &["chat", "-c", "2", "-t", "3", "-p", "10", "-n", "4"],
+        &counts,
+        json!([
+            ["turn 1", 2, 0, 20, 8],
+            ["turn 2", 2, 0, 48, 8],
+            ["turn 3", 2, 0, 76, 8],
+            ["all turns", 6, 0, 144, 24],
+        ]),
+    );
+    check_rows(
+        &["shared", "-c", "3", "-s", "100", "-p", "10", "-n", "2"],
+        &counts,
+        json!([["wave 1", 3, 0, 330, 6], ["wave 2", 3, 0, 330, 6]]),
+    );
+    let added = bench(&["added", "-r", "20"]);
+    for times in ["engine_us", "whole_us", "stream_us", "health_us"] {
+        assert!(added[times]["p50"].as_f64().unwrap() > 0.0, "{added}");
+    }
+    let (code, out, err) = strait(&["bench", "clients", "-c", "2", "-r", "1", "-p", "20", "-n", "5"]);
+    assert_eq!((code, err.as_str()), (Some(0), "loading demo\n"));
+    assert!(out.contains("TTFT ms p50") && out.contains("2 clients"), "{out}");
+}
+
+#[test]
+fn bench_drives_a_server_that_runs() {
+    let server = Server::start(&["--model", &golden(MODEL), "--api-key", "secret"]);
+    let url = format!("{}/v1/", server.url);
+    let drive = ["clients", "--url", &url, "--api-key", "secret", "--vocab", "512", "-p", "20"];
+    let report = bench(&[&drive[..], &["-c", "2", "-n", "6"]].concat());
+    assert_eq!(report["server"], url);
+    assert_eq!(report["rows"][0]["output_tokens"], 4 * 6, "{report}");
+    // One request more, which is not counted, warms up.
+    assert_eq!(server.metric("vllm:generation_tokens_total"), 5.0 * 6.0);
+    assert_eq!(server.metric("vllm:prompt_tokens_total"), 5.0 * 20.0);
+    let (code, _, err) = strait(&["bench", "clients", "--url", &server.url]);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(err.contains("invalid_api_key"), "{err}");
+}
+
+#[test]
+fn bench_counts_and_names_what_failed() {
+    let server = Server::start(&["--model", &golden(MODEL)]);
+    let beyond = ["bench", "clients", "-c", "1,2", "--url", &server.url, "--vocab", "1000000000"];
+    let (code, out, err) = strait(&beyond);
+    assert_eq!(code, Some(1), "{err}");
+    assert!(out.contains("2 clients: ") && out.contains("400 invalid_value: "), "{out}");
+    assert!(err.contains("none of 6 requests was answered"), "{err}");
+    // A word may be many tokens, so only the server knows when the context is full.
+    let report =
+        bench(&["chat", "--text", "-c", "1", "-t", "4", "-p", "60", "-n", "4", "--max-model-len", "300"]);
+    let rows = report["rows"].as_array().unwrap();
+    let errors: Vec<u64> = rows.iter().map(|row| row["errors"].as_u64().unwrap()).collect();
+    assert_eq!(errors, [0, 1, 1, 1], "{report}");
+    let failures = report["total"]["failures"].as_object().unwrap();
+    let named =
+        |name: &str| failures.iter().find(|(failure, _)| failure.contains(name)).map(|(_, n)| n.as_u64());
+    assert_eq!(named("400 context_length_exceeded"), Some(Some(1)), "{report}");
+    assert_eq!(named("not sent"), Some(Some(2)), "{report}");
+    assert!(rows[1]["ttft_ms"].is_null(), "{report}");
 }

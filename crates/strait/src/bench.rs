@@ -1,8 +1,20 @@
-//! `strait bench`: a rate card of one checkpoint on this machine.
+//! `strait bench`: a rate card of one checkpoint on this machine, and of a server under load.
 
+mod added;
+mod answer;
+mod chat;
+mod client;
+mod clients;
+mod local;
 mod measure;
+mod prompt;
+mod report;
+mod shared;
+mod sse;
+mod target;
+mod times;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use kernels::{Cpu, Precision};
 use model::forward::Model;
 use model::tensors;
@@ -14,14 +26,21 @@ use crate::settings::{ModelSource, precision};
 use crate::{machine, print};
 use measure::{Cases, measure};
 
+const EXAMPLES: &str = "\
+Examples:
+  strait bench --model ./checkpoint -p 512 -n 64 -d 0,2048,8192 -b 1,16
+  strait bench clients --model ./checkpoint     over HTTP, 1 to 128 clients at once";
+
 /// Measure prefill and decode, beside what memory and arithmetic allow here
 ///
 /// In process, without HTTP: how many tokens a second the model computes, at each depth (tokens already
 /// in the cache) and batch (sequences computed together), and what share that is of the memory bandwidth
 /// and the arithmetic that this machine reaches, measured in the same run.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  strait bench --model ./checkpoint -p 512 -n 64 -d 0,2048,8192 -b 1,16")]
+#[command(args_conflicts_with_subcommands = true, after_help = EXAMPLES)]
 pub(crate) struct Flags {
+    #[command(subcommand)]
+    scenario: Option<Box<Scenario>>,
     /// `demo` (built in), or a directory with config.json and safetensors
     #[arg(long, env = "STRAIT_MODEL", value_name = "demo|DIR", default_value = "demo")]
     model: String,
@@ -50,6 +69,20 @@ pub(crate) struct Flags {
     #[arg(long)]
     json: bool,
 }
+
+/// A server under load, over HTTP.
+#[derive(Debug, Subcommand)]
+enum Scenario {
+    Clients(clients::Flags),
+    Chat(chat::Flags),
+    Shared(shared::Flags),
+    Added(added::Flags),
+}
+
+/// Of all scenarios: each client takes two file descriptors where the server is in this process.
+const CLIENTS_MAX: usize = 4096;
+const TOKENS_MAX: usize = 1 << 20;
+const REQUESTS_MAX: usize = 1 << 20;
 
 /// More than anybody measures; keeps sizes far from overflow.
 const MOST: usize = 1 << 20;
@@ -80,6 +113,16 @@ impl Flags {
 }
 
 pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
+    match flags.scenario.as_deref() {
+        None => rate_card(flags),
+        Some(Scenario::Clients(flags)) => clients::main(flags),
+        Some(Scenario::Chat(flags)) => chat::main(flags),
+        Some(Scenario::Shared(flags)) => shared::main(flags),
+        Some(Scenario::Added(flags)) => added::main(flags),
+    }
+}
+
+fn rate_card(flags: &Flags) -> Result<(), Failure> {
     let mut cases = flags.cases()?;
     let given = precision(&flags.dtype).map_err(|what| Failure::Usage(format!("dtype: {what}")))?;
     let threads = flags.threads.unwrap_or_else(machine::default_threads);
@@ -102,8 +145,7 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     let mut model = load(spec, &checked, threads, precision, limits)?;
     let card = measure(&mut model, &flags.model, &cases, |what| eprintln!("measuring {what}"))?;
     if flags.json {
-        let json = serde_json::to_string_pretty(&card).map_err(anyhow::Error::from)?;
-        return print(&format!("{json}\n"));
+        return print_json(&card);
     }
     print(&format!("\n{card}"))
 }
@@ -117,4 +159,21 @@ fn load(
 ) -> anyhow::Result<Model<Cpu>> {
     let backend = Cpu::new(threads, precision);
     Ok(Model::load(spec, checked, backend, precision, limits, &mut |_| ())?)
+}
+
+pub(crate) fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {
+    let json = serde_json::to_string_pretty(report).map_err(anyhow::Error::from)?;
+    print(&format!("{json}\n"))
+}
+
+pub(crate) fn within<T: PartialOrd + std::fmt::Display>(
+    option: &str,
+    n: T,
+    least: T,
+    most: T,
+) -> Result<T, Failure> {
+    if n >= least && n <= most {
+        return Ok(n);
+    }
+    Err(Failure::Usage(format!("{option}: {n} is out of range; give a number from {least} to {most}")))
 }

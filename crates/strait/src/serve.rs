@@ -102,7 +102,7 @@ async fn serve(
     }
 }
 
-fn options(settings: &ServerSettings, names: &[String]) -> Options {
+pub(crate) fn options(settings: &ServerSettings, names: &[String]) -> Options {
     Options {
         names: names.to_vec(),
         api_keys: settings.api_keys.clone(),
@@ -126,7 +126,7 @@ fn build() -> Build {
 }
 
 /// Loads, opens the service, and stays until the engine's thread ends: only a fault ends it early.
-fn load_and_run(
+pub(crate) fn load_and_run(
     files: &ModelFiles,
     model: &ModelSettings,
     server: &ServerSettings,
@@ -172,7 +172,7 @@ fn load_and_run(
 }
 
 /// What the log says once the model is there.
-struct Welcome {
+pub(crate) struct Welcome {
     family: String,
     parameters: u64,
     dtype: &'static str,

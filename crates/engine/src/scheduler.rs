@@ -35,9 +35,11 @@ use crate::sequence::{Rank, Sequence};
 pub struct Policy {
     /// Prompt tokens computed in a step beside answers; at least a prefill unit in any case.
     pub prompt_tokens_beside_answers: usize,
+    /// Pairs of such a token and one before it, beyond whole units: at a depth it is attention that takes long.
+    pub prompt_pairs_beside_answers: usize,
     /// Of several prompts the shortest is read first; else the first in rank.
     pub shortest_prompt_first: bool,
-    /// Tokens that each running sequence must find room to grow by, or to its end, when another is admitted.
+    /// Tokens that each sequence must find room to grow by, or to its end, when one joins others.
     pub spare_tokens: usize,
     /// A prompt that begins with what another computes just now waits to find it in the cache.
     pub await_prefixes: bool,
@@ -49,6 +51,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             prompt_tokens_beside_answers: 256,
+            prompt_pairs_beside_answers: 1 << 18,
             shortest_prompt_first: true,
             spare_tokens: 256,
             await_prefixes: true,
@@ -84,6 +87,25 @@ impl Budget {
         self.tokens -= tokens;
         self.outputs -= outputs;
         tokens
+    }
+}
+
+/// What prompts may take of a step.
+#[derive(Clone, Copy)]
+struct Share {
+    tokens: usize,
+    /// Of a token and one before it. Whole units are not cut for them.
+    pairs: usize,
+}
+
+impl Share {
+    /// As much of a prompt as `most` allows.
+    fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence, most: &Self) {
+        let depth = sequence.computed().max(1);
+        let shallow = if sequence.takes_units(budget.unit) { usize::MAX } else { most.pairs / depth };
+        let tokens = budget.grant(sequence, most.tokens.min(shallow));
+        self.tokens -= tokens;
+        self.pairs = self.pairs.saturating_sub(tokens * depth);
     }
 }
 
@@ -159,8 +181,9 @@ impl Scheduler {
             && let Some(rank) = self.next_candidate(pool)
             && let Some(mut sequence) = self.waiting.remove(&rank)
         {
-            let grow = |s: &Sequence| s.growth(self.policy.spare_tokens, limits.block_len);
-            let spare = self.running.iter().map(grow).sum();
+            let growth = |s: &Sequence| s.growth(self.policy.spare_tokens, limits.block_len);
+            let others: usize = self.running.iter().map(growth).sum();
+            let spare = if self.running.is_empty() { 0 } else { others + growth(&sequence) };
             if sequence.admit(pool, spare).is_err() {
                 self.blocked = true;
                 return self.wait(sequence); // nobody overtakes: who needs much room would wait for ever
@@ -206,18 +229,24 @@ impl Scheduler {
     fn read_prompts(&mut self, budget: &mut Budget) {
         let unit = if budget.unit == usize::MAX { 1 } else { budget.unit };
         let answers = self.running.iter().any(|s| s.granted == s.remaining());
-        let share = self.policy.prompt_tokens_beside_answers.max(unit);
-        let mut room = if answers { share.min(budget.tokens) } else { budget.tokens };
+        let mut share = Share { tokens: budget.tokens, pairs: usize::MAX };
+        if answers {
+            share.tokens = self.policy.prompt_tokens_beside_answers.max(unit).min(budget.tokens);
+            share.pairs = self.policy.prompt_pairs_beside_answers;
+        }
         let mut prompts: Vec<&mut Sequence> =
             self.running.iter_mut().filter(|s| s.granted < s.remaining()).collect();
         if let Some(first) = prompts.first_mut() {
-            room -= budget.grant(first, (room / 2).max(unit).min(room));
+            let half =
+                Share { tokens: (share.tokens / 2).max(unit).min(share.tokens), pairs: share.pairs / 2 };
+            share.grant(budget, first, &half);
         }
         if self.policy.shortest_prompt_first {
             prompts.sort_by_key(|sequence| sequence.remaining());
         }
         for sequence in prompts {
-            room -= budget.grant(sequence, room);
+            let rest = share;
+            share.grant(budget, sequence, &rest);
         }
     }
 

@@ -93,6 +93,10 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
+    pub(crate) fn computed(&self) -> usize {
+        self.computed
+    }
+
     pub(crate) fn table(&self) -> Option<&BlockTable> {
         self.table.as_ref()
     }
@@ -144,11 +148,12 @@ impl Sequence {
             && end <= self.prompt_len
     }
 
-    /// Blocks that it lacks to grow by `tokens`, or to its longest.
+    /// Blocks that it lacks to grow by `tokens`, or to its longest; for one that waits, once it has blocks for
+    /// what it is.
     pub(crate) fn growth(&self, tokens: usize, block_len: usize) -> usize {
-        let len = (self.tokens.len() + tokens).min(self.len_max);
-        let held = self.table.as_ref().map_or(0, |table| table.ids().len());
-        len.div_ceil(block_len).saturating_sub(held)
+        let now = self.tokens.len();
+        let held = self.table.as_ref().map_or(now.div_ceil(block_len), |table| table.ids().len());
+        now.saturating_add(tokens).min(self.len_max).div_ceil(block_len).saturating_sub(held)
     }
 
     /// Takes blocks for all its tokens, those in the cache shared, and leaves `spare` blocks available;

@@ -45,7 +45,7 @@ impl Run {
     }
 }
 
-/// Whatever is not named is as by default.
+/// Each differs from the default in what it names.
 fn policies() -> Vec<(&'static str, bool, Policy)> {
     let of = |change: fn(&mut Policy)| {
         let mut policy = Policy::default();
@@ -53,10 +53,16 @@ fn policies() -> Vec<(&'static str, bool, Policy)> {
         policy
     };
     vec![
-        ("default", true, of(|_| ())),
         ("no prefix cache", false, of(|_| ())),
         ("prompts in order of arrival", true, of(|p| p.shortest_prompt_first = false)),
-        ("prompts: no limit beside answers", true, of(|p| p.prompt_tokens_beside_answers = usize::MAX)),
+        (
+            "beside answers: prompt tokens without limit",
+            true,
+            of(|p| p.prompt_tokens_beside_answers = usize::MAX),
+        ),
+        ("beside answers: pairs without limit", true, of(|p| p.prompt_pairs_beside_answers = usize::MAX)),
+        ("beside answers: 131,072 pairs", true, of(|p| p.prompt_pairs_beside_answers = 1 << 17)),
+        ("beside answers: 524,288 pairs", true, of(|p| p.prompt_pairs_beside_answers = 1 << 19)),
         ("nobody awaits a prefix", true, of(|p| p.await_prefixes = false)),
         ("room to grow: none", true, of(|p| p.spare_tokens = 0)),
         ("room to grow: 64 tokens", true, of(|p| p.spare_tokens = 64)),
@@ -109,8 +115,13 @@ fn command(words: &[&str]) -> Result<(), String> {
         ["table"] => {
             for trace in Trace::ALL {
                 println!("### {}: {}\n\n{}", trace.name(), trace.story(), Report::header("policy"));
+                let default = run(trace, (true, Policy::default())).row("");
+                println!("{}", default.replacen("|  |", "| default |", 1));
                 for (name, prefix_cache, policy) in policies() {
-                    println!("{}", run(trace, (prefix_cache, policy)).row(name));
+                    let row = run(trace, (prefix_cache, policy)).row("");
+                    if row != default {
+                        println!("{}", row.replacen("|  |", &format!("| {name} |"), 1));
+                    }
                 }
                 println!();
             }

@@ -11,7 +11,7 @@
 //!    run. Nobody overtakes for want of room; who waits for a prefix that is just being computed lets
 //!    others pass. One that was overtaken too often goes before all.
 //! 3. **Read prompts** with the rest of the budget, of which answers leave them a fixed share, so that
-//!    nobody's next token waits for a long prompt: half of it for the first in rank, then the shortest.
+//!    nobody's next token waits for a long prompt: the shortest first, and none passed over too often.
 //!
 //! A prompt is cut at multiples of the model's prefill unit only, so that its numbers do not depend on
 //! the crowd.
@@ -37,8 +37,9 @@ pub struct Policy {
     pub prompt_tokens_beside_answers: usize,
     /// Pairs of such a token and one before it, beyond whole units: at a depth it is attention that takes long.
     pub prompt_pairs_beside_answers: usize,
-    /// Of several prompts the shortest is read first; else the first in rank.
-    pub shortest_prompt_first: bool,
+    /// Of several prompts the shortest is read first; one that got nothing in so many steps goes before it.
+    /// 0: all in order of rank.
+    pub passed_over_max: usize,
     /// Tokens that each sequence must find room to grow by, or to its end, when one joins others.
     pub spare_tokens: usize,
     /// A prompt that begins with what another computes just now waits to find it in the cache.
@@ -52,7 +53,7 @@ impl Default for Policy {
         Self {
             prompt_tokens_beside_answers: 256,
             prompt_pairs_beside_answers: 1 << 18,
-            shortest_prompt_first: true,
+            passed_over_max: 8,
             spare_tokens: 256,
             await_prefixes: true,
             overtaken_max: 64,
@@ -99,13 +100,13 @@ struct Share {
 }
 
 impl Share {
-    /// As much of a prompt as `most` allows.
-    fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence, most: &Self) {
+    fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence) -> usize {
         let depth = sequence.computed().max(1);
-        let shallow = if sequence.takes_units(budget.unit) { usize::MAX } else { most.pairs / depth };
-        let tokens = budget.grant(sequence, most.tokens.min(shallow));
+        let shallow = if sequence.takes_units(budget.unit) { usize::MAX } else { self.pairs / depth };
+        let tokens = budget.grant(sequence, self.tokens.min(shallow));
         self.tokens -= tokens;
         self.pairs = self.pairs.saturating_sub(tokens * depth);
+        tokens
     }
 }
 
@@ -225,7 +226,7 @@ impl Scheduler {
         }
     }
 
-    /// Half goes to the first in rank, or a unit if that is more; the rest in the order of the policy.
+    /// The shortest first, but for those that were passed over too often, who come first by rank.
     fn read_prompts(&mut self, budget: &mut Budget) {
         let unit = if budget.unit == usize::MAX { 1 } else { budget.unit };
         let answers = self.running.iter().any(|s| s.granted == s.remaining());
@@ -236,17 +237,11 @@ impl Scheduler {
         }
         let mut prompts: Vec<&mut Sequence> =
             self.running.iter_mut().filter(|s| s.granted < s.remaining()).collect();
-        if let Some(first) = prompts.first_mut() {
-            let half =
-                Share { tokens: (share.tokens / 2).max(unit).min(share.tokens), pairs: share.pairs / 2 };
-            share.grant(budget, first, &half);
-        }
-        if self.policy.shortest_prompt_first {
-            prompts.sort_by_key(|sequence| sequence.remaining());
-        }
+        let impatient = |s: &Sequence| s.passed_over >= self.policy.passed_over_max;
+        prompts.sort_by_key(|s| if impatient(s) { 0 } else { s.remaining() });
         for sequence in prompts {
-            let rest = share;
-            share.grant(budget, sequence, &rest);
+            let got = share.grant(budget, sequence);
+            sequence.passed_over = if got > 0 { 0 } else { sequence.passed_over + 1 };
         }
     }
 
@@ -329,7 +324,7 @@ impl Scheduler {
 }
 
 /// Does a running sequence compute the first block that `sequence` lacks? Then it is better found than
-/// computed twice.
+/// computed twice. Only one that goes first is waited for: it gets on whatever happens.
 fn awaits_prefix(sequence: &mut Sequence, running: &[Sequence], pool: &BlockPool) -> bool {
     let block_len = pool.block_len();
     if let Some((rank, block)) = sequence.awaited {
@@ -339,8 +334,10 @@ fn awaits_prefix(sequence: &mut Sequence, running: &[Sequence], pool: &BlockPool
         }
     }
     let missing = if running.is_empty() { None } else { sequence.first_missing(pool) };
-    let computing =
-        missing.and_then(|block| running.iter().find(|other| other.computes_for(sequence, block, block_len)));
+    let first = running.partition_point(|other| other.rank < sequence.rank);
+    let computes =
+        |block| running[..first].iter().find(|other| other.computes_for(sequence, block, block_len));
+    let computing = missing.and_then(computes);
     sequence.awaited = computing.map(|other| other.rank).zip(missing);
     sequence.awaited.is_some()
 }

@@ -32,6 +32,8 @@ pub(crate) struct Sequence {
     pub(crate) suspect: bool,
     /// Younger requests that were admitted while it waited.
     pub(crate) overtaken: usize,
+    /// Steps in a row in which others were read and not its prompt.
+    pub(crate) passed_over: usize,
     /// The sequence that computes the block which this one waits for, and that block's index.
     pub(crate) awaited: Option<(Rank, usize)>,
     /// One for each choice until the prompt is computed, then one.
@@ -72,6 +74,7 @@ impl Sequence {
             granted: 0,
             suspect: false,
             overtaken: 0,
+            passed_over: 0,
             awaited: None,
             heads: heads.collect(),
             prompt_len: request.prompt.len(),
@@ -339,6 +342,7 @@ impl Sequence {
             granted: 0,
             suspect: false,
             overtaken: 0,
+            passed_over: 0,
             awaited: None,
             heads: vec![head],
             tokens: self.tokens.iter().copied().chain([id]).collect(),

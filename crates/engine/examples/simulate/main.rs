@@ -54,7 +54,10 @@ fn policies() -> Vec<(&'static str, bool, Policy)> {
     };
     vec![
         ("no prefix cache", false, of(|_| ())),
-        ("prompts in order of arrival", true, of(|p| p.shortest_prompt_first = false)),
+        ("prompts: in order of rank", true, of(|p| p.passed_over_max = 0)),
+        ("prompts: 1 step passed over", true, of(|p| p.passed_over_max = 1)),
+        ("prompts: 2 steps passed over", true, of(|p| p.passed_over_max = 2)),
+        ("prompts: 16 steps passed over", true, of(|p| p.passed_over_max = 16)),
         (
             "beside answers: prompt tokens without limit",
             true,

@@ -33,8 +33,10 @@ impl<R: ModelRunner> Engine<R> {
     pub fn new(runner: R, inbox: Inbox) -> Self {
         let limits = inbox.limits.clone();
         let counters = inbox.life.0.clone();
+        let mut policy = inbox.options.policy.clone();
+        policy.await_prefixes &= inbox.options.prefix_cache;
         let engine = Self {
-            scheduler: Scheduler::new(inbox.options.policy.clone()),
+            scheduler: Scheduler::new(policy),
             pool: BlockPool::new(limits.n_blocks, limits.block_len, inbox.options.prefix_cache),
             runner,
             batch: Batch::with_capacity(&limits),

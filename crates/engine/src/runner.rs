@@ -23,7 +23,8 @@ pub struct Limits {
     /// several together; what a prompt has beyond its last unit comes in a step without one. A model may
     /// use another kernel for a unit than for fewer tokens: so which one computes a token, and with
     /// that its numbers, depends on its place in the prompt alone and not on what else runs. At most
-    /// `step_tokens - step_rows` and `step_outputs - step_rows`; `usize::MAX`: a prompt may be cut anywhere.
+    /// `step_tokens - step_rows` and `step_outputs - step_rows`, and more than the single token that an answer
+    /// takes; `usize::MAX`: a prompt may be cut anywhere.
     pub prefill_unit: usize,
 }
 
@@ -40,8 +41,8 @@ impl Limits {
     }
 
     /// # Panics
-    /// If a size is 0, no block could be lent, or a prefill unit might never fit beside a token for each
-    /// row: some request could never run.
+    /// If a size is 0, no block could be lent, or a prefill unit is a single token or might never fit beside
+    /// one for each row: some request could never run, or not as promised.
     pub(crate) fn assert_usable(&self) {
         let sizes = [
             self.vocab_size,
@@ -50,9 +51,9 @@ impl Limits {
             self.step_tokens,
             self.step_rows,
             self.step_outputs,
-            self.prefill_unit,
         ];
         assert!(sizes.iter().all(|&size| size > 0) && self.n_blocks > 1, "nothing can run in {self:?}");
+        assert!(self.prefill_unit > 1, "an answer's token would be a prefill unit in {self:?}");
         let room = self.step_tokens.min(self.step_outputs).saturating_sub(self.step_rows);
         let unit_fits = self.prefill_unit <= room || self.prefill_unit == usize::MAX;
         assert!(unit_fits, "a prefill unit may never fit in {self:?}");

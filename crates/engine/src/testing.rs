@@ -2,9 +2,10 @@
 //! scheduler, and [`Script`], which plays the engine's part for one request.
 //!
 //! [`FakeRunner`] computes nothing, but it keeps the KV cache's promises: each token is written to
-//! its slot, and logits depend on the sequence as read back through the row's block table. A wrong
-//! slot, table, position or length shows as wrong tokens, and a batch that breaks the contract of
-//! [`Batch`] is a panic that says how.
+//! its slot, with how it was computed and from what, and logits depend on the sequence as read back
+//! through the row's block table. A wrong slot, table, position or length shows as wrong tokens, and
+//! so does a row that was computed in units where another was not; a batch that breaks the contract
+//! of [`Batch`] is a panic that says how.
 
 use std::collections::HashSet;
 use std::sync::mpsc;
@@ -31,10 +32,26 @@ pub fn limits() -> Limits {
 /// Logits after `tokens`: noise in [0, 1) that any change of any token changes. A row's largest
 /// is the fake's next token.
 pub fn fill_noise(tokens: &[u32], row: &mut [f32]) {
-    let state = tokens.iter().fold(0x9e37_79b9_7f4a_7c15, |state, &token| scramble(state ^ u64::from(token)));
+    fill_noise_in_units(tokens, 0, row);
+}
+
+/// [`fill_noise`] where the first `border` tokens were computed in units, which changes it too.
+pub fn fill_noise_in_units(tokens: &[u32], border: usize, row: &mut [f32]) {
+    let tokens = tokens.iter().enumerate();
+    noise(tokens.fold(SEED, |state, (position, &token)| digest(state, token, position < border)), row);
+}
+
+fn noise(state: u64, row: &mut [f32]) {
     for (id, logit) in (0..).zip(row) {
         *logit = (scramble(state.wrapping_add(id)) >> 40) as f32 / (1 << 24) as f32;
     }
+}
+
+const SEED: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// One token more: all before it as `state`.
+fn digest(state: u64, token: u32, in_unit: bool) -> u64 {
+    scramble(state ^ u64::from(token) ^ (u64::from(in_unit) << 32))
 }
 
 /// The finalizer of SplitMix64, plus one so that zero moves.
@@ -68,22 +85,44 @@ impl Script {
     }
 }
 
-/// What one row of a step was: the sequence's first token tells whose it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What one row of a step was.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    pub first_token: u32,
-    pub n_tokens: usize,
+    /// The sequence up to the last token of the step.
+    pub tokens: Vec<u32>,
+    /// How many of them the step computed.
+    pub n_computed: usize,
+}
+
+/// What befalls a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// `forward` returns a [`Fault`].
+    Fault,
+    /// `forward` panics.
+    Panic,
+}
+
+/// A row of the fake's KV arena.
+#[derive(Debug, Clone, Copy)]
+struct Latent {
+    position: u32,
+    token: u32,
+    /// Computed in a row of at least [`Limits::prefill_unit`] tokens.
+    in_unit: bool,
+    /// Digest of everything up to here, as it was read when this was computed.
+    state: u64,
 }
 
 type Edit = Box<dyn FnMut(&[u32], &mut [f32]) + Send>;
+type Plot = Box<dyn FnMut(usize, &[Row]) -> Option<Trouble> + Send>;
 
 pub struct FakeRunner {
     limits: Limits,
-    /// `[n_blocks * block_len]` position and token, the fake's KV arena
-    arena: Vec<Option<(u32, u32)>>,
+    /// `[n_blocks * block_len]`
+    arena: Vec<Option<Latent>>,
     n_steps: usize,
-    fail_at: Option<usize>,
-    panic_at: Option<usize>,
+    plot: Plot,
     delay: Duration,
     edit: Edit,
     rows: Option<mpsc::Sender<Vec<Row>>>,
@@ -95,8 +134,7 @@ impl FakeRunner {
             arena: vec![None; limits.n_blocks * limits.block_len],
             limits,
             n_steps: 0,
-            fail_at: None,
-            panic_at: None,
+            plot: Box::new(|_, _| None),
             delay: Duration::ZERO,
             edit: Box::new(|_, _| ()),
             rows: None,
@@ -110,16 +148,21 @@ impl FakeRunner {
         self
     }
 
-    /// The step with this number, from 0, returns a [`Fault`].
-    pub fn fail_at(mut self, step: usize) -> Self {
-        self.fail_at = Some(step);
+    /// Lets steps go wrong, given their number, from 0, and rows. One that does leaves anything where it
+    /// was to write.
+    pub fn trouble(mut self, plot: impl FnMut(usize, &[Row]) -> Option<Trouble> + Send + 'static) -> Self {
+        self.plot = Box::new(plot);
         self
     }
 
-    /// The step with this number, from 0, panics.
-    pub fn panic_at(mut self, step: usize) -> Self {
-        self.panic_at = Some(step);
-        self
+    /// The step with this number, from 0, and no other returns a [`Fault`].
+    pub fn fail_at(self, at: usize) -> Self {
+        self.trouble(move |step, _| (step == at).then_some(Trouble::Fault))
+    }
+
+    /// The step with this number, from 0, and no other panics.
+    pub fn panic_at(self, at: usize) -> Self {
+        self.trouble(move |step, _| (step == at).then_some(Trouble::Panic))
     }
 
     /// Each step takes so long.
@@ -134,17 +177,48 @@ impl FakeRunner {
         self
     }
 
-    /// Reads the first `len` tokens of a sequence back through its block table.
-    fn read(&self, table: &[u32], len: usize) -> Vec<u32> {
+    /// Reads the first `len` tokens of a sequence back through its block table, and what they digest to.
+    fn read(&self, table: &[u32], len: usize) -> (Vec<u32>, u64) {
         let block_len = self.limits.block_len;
-        let at = |position: usize| {
+        let (mut tokens, mut state) = (Vec::with_capacity(len), SEED);
+        for position in 0..len {
             let slot = table[position / block_len] as usize * block_len + position % block_len;
-            match self.arena[slot] {
-                Some((written, token)) if written as usize == position => token,
-                found => panic!("slot {slot} holds {found:?} where position {position} is read"),
+            let Some(latent) = self.arena[slot].filter(|latent| latent.position as usize == position) else {
+                panic!("slot {slot} holds {:?} where position {position} is read", self.arena[slot]);
+            };
+            state = digest(state, latent.token, latent.in_unit);
+            assert_eq!(
+                state, latent.state,
+                "slot {slot}, position {position} was computed after other tokens"
+            );
+            tokens.push(latent.token);
+        }
+        (tokens, state)
+    }
+
+    fn copy_blocks(&mut self, batch: &Batch) {
+        for &(from, to) in &batch.copies {
+            let slots = |block: u32| block as usize * self.limits.block_len;
+            self.arena.copy_within(slots(from)..slots(from + 1), slots(to));
+        }
+    }
+
+    /// Writes the latent rows of each row's tokens, one after the other, and reads all of them back.
+    fn write(&mut self, batch: &Batch) -> Vec<Row> {
+        let write_row = |r: usize| {
+            let tokens = batch.row_start[r] as usize..batch.row_start[r + 1] as usize;
+            let (len, n_computed) = (batch.kv_len[r] as usize, tokens.len());
+            let table = &batch.tables[r * batch.table_width..];
+            let (_, mut state) = self.read(table, len - n_computed);
+            for t in tokens {
+                let (position, token) = (batch.positions[t], batch.tokens[t]);
+                let in_unit = n_computed >= self.limits.prefill_unit;
+                state = digest(state, token, in_unit);
+                self.arena[batch.slots[t] as usize] = Some(Latent { position, token, in_unit, state });
             }
+            Row { tokens: self.read(table, len).0, n_computed }
         };
-        (0..len).map(at).collect()
+        (0..batch.n_rows()).map(write_row).collect()
     }
 }
 
@@ -157,24 +231,19 @@ impl ModelRunner for FakeRunner {
         let step = self.n_steps;
         self.n_steps += 1;
         std::thread::sleep(self.delay);
-        assert!(self.panic_at != Some(step), "the fake model panics at step {step}, as told");
-        if self.fail_at == Some(step) {
-            return Err(Fault(format!("the fake model fails at step {step}, as told")));
-        }
         assert_contract(batch, &self.limits);
-        for &(from, to) in &batch.copies {
-            let slots = |block: u32| block as usize * self.limits.block_len;
-            self.arena.copy_within(slots(from)..slots(from + 1), slots(to));
+        self.copy_blocks(batch);
+        let rows = self.write(batch);
+        match (self.plot)(step, &rows) {
+            Some(Trouble::Panic) => panic!("the fake model panics at step {step}, as told"),
+            Some(Trouble::Fault) => {
+                batch.slots.iter().for_each(|&slot| self.arena[slot as usize] = None);
+                return Err(Fault(format!("the fake model fails at step {step}, as told")));
+            }
+            None => {}
         }
-        for ((&slot, &position), &token) in batch.slots.iter().zip(&batch.positions).zip(&batch.tokens) {
-            self.arena[slot as usize] = Some((position, token));
-        }
-        if let Some(rows) = &self.rows {
-            let row = |r: usize| Row {
-                first_token: self.read(&batch.tables[r * batch.table_width..], 1)[0],
-                n_tokens: (batch.row_start[r + 1] - batch.row_start[r]) as usize,
-            };
-            let _ = rows.send((0..batch.n_rows()).map(row).collect()); // a listener may leave
+        if let Some(listener) = &self.rows {
+            let _ = listener.send(rows); // a listener may leave
         }
         logits.vocab_size = self.limits.vocab_size;
         logits.values.clear();
@@ -182,8 +251,8 @@ impl ModelRunner for FakeRunner {
         for (&output, row) in batch.outputs.iter().zip(logits.values.chunks_exact_mut(logits.vocab_size)) {
             let owner = batch.row_start.partition_point(|&start| start <= output) - 1;
             let len = batch.positions[output as usize] as usize + 1;
-            let tokens = self.read(&batch.tables[owner * batch.table_width..], len);
-            fill_noise(&tokens, row);
+            let (tokens, state) = self.read(&batch.tables[owner * batch.table_width..], len);
+            noise(state, row);
             (self.edit)(&tokens, row);
         }
         Ok(())
@@ -205,9 +274,12 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
     assert!(batch.tokens.iter().all(|&token| (token as usize) < limits.vocab_size));
     assert!(batch.outputs.is_sorted_by(|a, b| a < b), "outputs must rise: {:?}", batch.outputs);
     assert!(batch.outputs.iter().all(|&output| (output as usize) < n_tokens));
+    let lists = |r: usize| &batch.tables[r * batch.table_width..][..batch.table_width];
     for &(from, to) in &batch.copies {
         let blocks = 1..limits.n_blocks as u32;
         assert!(from != to && blocks.contains(&from) && blocks.contains(&to), "copy from {from} to {to}");
+        let owners = (0..n_rows).filter(|&r| lists(r).contains(&to)).count();
+        assert_eq!(owners, 1, "block {to} is copied to and in {owners} tables");
     }
     let written: HashSet<&u32> = batch.slots.iter().collect();
     assert_eq!(written.len(), n_tokens, "a slot is written twice: {:?}", batch.slots);
@@ -219,13 +291,15 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
             let cut = [first, tokens.len()].map(|n| n % limits.prefill_unit);
             assert_eq!(cut, [0, 0], "row {r}: {} tokens from {first} are no whole units", tokens.len());
         }
-        let table = &batch.tables[r * batch.table_width..][..batch.table_width];
+        let table = lists(r);
         assert!(batch.kv_len[r] as usize <= limits.context_len);
         for (position, t) in (first..).zip(tokens) {
             let block = table[position / limits.block_len] as usize;
             assert!((1..limits.n_blocks).contains(&block), "position {position} in block {block}");
             assert_eq!(batch.positions[t] as usize, position);
             assert_eq!(batch.slots[t] as usize, block * limits.block_len + position % limits.block_len);
+            let shared = (0..n_rows).any(|other| other != r && lists(other).contains(&(block as u32)));
+            assert!(!shared, "row {r} writes position {position} to block {block}, which another row lists");
         }
     }
 }

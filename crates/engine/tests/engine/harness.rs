@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use engine::request::{End, Event, FinishReason, Logprobs, Request, Sampling, Token};
-use engine::testing::{FakeRunner, fill_noise};
+use engine::testing::{FakeRunner, fill_noise_in_units};
 use engine::{Busy, Engine, EngineHandle, Events, Options, connect};
 
 pub(crate) use engine::runner::{Limits, ModelRunner};
@@ -109,17 +109,31 @@ impl Heard {
 pub(crate) struct Client {
     events: Events,
     heard: Heard,
+    /// As `Started` told.
+    pub(crate) cached_tokens: usize,
 }
 
 impl Client {
     pub(crate) fn new(events: Events) -> Self {
-        Self { events, heard: Heard::default() }
+        Self { events, heard: Heard::default(), cached_tokens: 0 }
+    }
+
+    /// What was heard up to the last time.
+    pub(crate) fn heard(&self) -> &Heard {
+        &self.heard
+    }
+
+    fn hear(&mut self, event: Event) {
+        if let Event::Started { cached_tokens } = event {
+            self.cached_tokens = cached_tokens;
+        }
+        self.heard.hear(event);
     }
 
     /// What has been heard so far.
     pub(crate) fn listen(&mut self) -> &Heard {
         while let Some(event) = self.events.try_recv() {
-            self.heard.hear(event);
+            self.hear(event);
         }
         &self.heard
     }
@@ -127,7 +141,7 @@ impl Client {
     /// For an engine on its own thread: waits for the stream to close.
     pub(crate) fn wait(mut self) -> Heard {
         while let Some(event) = self.events.blocking_recv() {
-            self.heard.hear(event);
+            self.hear(event);
         }
         self.end()
     }
@@ -157,8 +171,9 @@ pub(crate) fn expected(request: &Request, limits: &Limits) -> Heard {
     let mut tokens = request.prompt.clone();
     let mut row = vec![0.0; limits.vocab_size];
     let mut reason = FinishReason::Length;
+    let border = tokens.len() - tokens.len() % limits.prefill_unit;
     while tokens.len() < limits.context_len && tokens.len() < request.prompt.len() + request.max_new_tokens {
-        fill_noise(&tokens, &mut row);
+        fill_noise_in_units(&tokens, border, &mut row);
         let best = (0..limits.vocab_size).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
         tokens.push(best);
         if request.stop_ids.contains(&best) {

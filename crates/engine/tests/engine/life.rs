@@ -87,16 +87,21 @@ fn a_row_of_nothing_to_draw_ends_that_request_alone() {
 
 #[test]
 fn a_full_queue_is_busy_until_someone_is_admitted() {
+    // Eight may run at once and so need not wait; two may wait.
     let options = Options { max_waiting: 2, ..Options::default() };
     let mut rig = Rig::with_options(FakeRunner::new(limits()), options);
-    let clients: Vec<Client> = (0..2).map(|name| rig.submit(request(name, 4, 4))).collect();
-    assert_eq!(rig.handle.snapshot().waiting, 2);
-    assert_eq!(rig.try_submit(request(3, 4, 4)).err(), Some(Busy::Requests { max_waiting: 2 }));
+    let clients: Vec<Client> = (0..10).map(|name| rig.submit(request(name, 1, 4))).collect();
+    let busy = Some(Busy::Requests { max_waiting: 2 });
+    assert_eq!((rig.handle.snapshot().waiting, rig.try_submit(request(10, 4, 4)).err()), (10, busy.clone()));
     rig.step();
-    assert_eq!((rig.handle.snapshot().waiting, rig.handle.snapshot().running), (0, 2));
-    let late = rig.submit(request(3, 4, 4));
+    assert_eq!((rig.handle.snapshot().waiting, rig.handle.snapshot().running), (2, 8));
+    assert_eq!(rig.try_submit(request(10, 4, 4)).err(), busy);
+    while rig.handle.snapshot().waiting == 2 {
+        rig.step();
+    }
+    let late = rig.submit(request(10, 4, 4));
     rig.finish();
-    assert_eq!(late.end(), expected(&request(3, 4, 4), &limits()));
+    assert_eq!(late.end(), expected(&request(10, 4, 4), &limits()));
     clients.into_iter().for_each(|client| drop(client.end()));
 }
 

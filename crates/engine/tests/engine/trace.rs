@@ -1,15 +1,18 @@
 //! The scheduler's decisions, as text.
 //!
-//! A script is a row of parts between bars: sizes; requests `name=prompt+new` (`s` at the end:
-//! its prompt is scored too); `-name`, whose client leaves; and `step:` with what the step is
-//! expected to do: tokens computed for each row, `name.` for an answer that is complete, `name!`
-//! for a failure, `name?` for a refusal, and `[n]` blocks in use after it.
+//! A script is a row of parts between bars: sizes and the policy; requests `name=prompt+new` with what
+//! else they ask for; `-name`, whose client leaves; `time s`, what the engine takes for the time from
+//! now on; and `step:` with what the step is expected to do: tokens computed for each row, `name<n` for
+//! one that starts with `n` cached tokens, `name.` for an answer that is complete, `name!` for a
+//! failure, `name#` for one that is too late, `name?` for a refusal, and `[n]` blocks in use after it.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use engine::request::{End, Request};
-use engine::testing::{FakeRunner, Row, limits};
+use engine::testing::{FakeRunner, Row, Trouble, limits};
+use engine::{Options, Policy};
 
 use crate::harness::{Client, Limits, Rig, request};
 
@@ -18,54 +21,110 @@ fn check(script: &str) {
 }
 
 fn check_with(script: &str, configure: impl FnOnce(FakeRunner) -> FakeRunner) {
-    let mut parts = script.split('|').map(str::trim);
+    let words = script.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut parts = words.split(" | ");
+    let mut played = vec![parts.next().unwrap().to_string()];
+    let (limits, options) = parse_sizes(&played[0]);
     let (sender, rows) = mpsc::channel();
-    let limits = parse_limits(parts.next().unwrap());
-    let mut rig = Rig::new(configure(FakeRunner::new(limits)).report_to(sender));
-    let mut clients: BTreeMap<char, Client> = BTreeMap::new();
-    let mut played = vec![script.split('|').next().unwrap().trim().to_string()];
+    let rig = Rig::with_options(configure(FakeRunner::new(limits)).report_to(sender), options);
+    let mut stage = Stage { start: rig.now, rig, rows, prompts: BTreeMap::new(), clients: BTreeMap::new() };
     for part in parts {
-        if part.starts_with("step:") {
-            rig.step();
-            played.push(observed(&rows, &mut clients, &rig));
-        } else {
-            for word in part.split(' ') {
-                match word.split_once('=') {
-                    Some((name, sizes)) => {
-                        let name = name.parse().unwrap();
-                        clients.insert(name, rig.submit(parse_request(name, sizes)));
-                    }
-                    None => drop(clients.remove(&word[1..].parse().unwrap())),
-                }
+        let step = part.starts_with("step:");
+        played.push(if step { stage.step() } else { stage.arrange(part) });
+    }
+    assert_eq!(played.join(" | "), words);
+    stage.clients.clear();
+    stage.rig.finish();
+}
+
+struct Stage {
+    start: std::time::Instant,
+    rig: Rig,
+    rows: mpsc::Receiver<Vec<Row>>,
+    prompts: BTreeMap<char, Vec<u32>>,
+    /// By name and choice.
+    clients: BTreeMap<(char, usize), Client>,
+}
+
+impl Stage {
+    fn arrange(&mut self, part: &str) -> String {
+        for word in part.split(' ') {
+            if let Some((name, wishes)) = word.split_once('=') {
+                let name = name.parse().unwrap();
+                let request = self.parse_request(name, wishes);
+                self.prompts.insert(name, request.prompt.clone());
+                let choices = self.rig.submit_choices(request).into_iter().enumerate();
+                self.clients.extend(choices.map(|(choice, client)| ((name, choice), client)));
+            } else if let Some(name) = word.strip_prefix('-') {
+                self.clients.retain(|key, _| key.0 != name.parse().unwrap());
+            } else if let Ok(seconds) = word.parse() {
+                self.rig.now = self.start + Duration::from_secs(seconds);
             }
-            played.push(part.into());
         }
+        part.into()
     }
-    assert_eq!(played.join(" | "), script.split_whitespace().collect::<Vec<_>>().join(" "));
-    drop(clients);
-    rig.finish();
+
+    fn parse_request(&self, name: char, wishes: &str) -> Request {
+        let mut wishes = wishes.split(',');
+        let (prompt_len, new) = wishes.next().unwrap().split_once('+').unwrap();
+        let mut request =
+            request(name as u32 - 'a' as u32, prompt_len.parse().unwrap(), new.parse().unwrap());
+        for wish in wishes {
+            let number = || wish[1..].parse().unwrap();
+            match &wish[..1] {
+                "s" => request.prompt_logprobs = Some(0),
+                "n" => request.n = number() as usize,
+                "p" => request.priority = number(),
+                "d" => request.deadline = Some(self.start + Duration::from_secs(number() as u64)),
+                // `@a8`: the first 8 tokens are those of a.
+                "@" => {
+                    let (other, len) =
+                        (&self.prompts[&wish.as_bytes()[1].into()], wish[2..].parse().unwrap());
+                    request.prompt.splice(..len, other[..len].iter().copied());
+                }
+                other => panic!("{other}"),
+            }
+        }
+        request
+    }
+
+    fn step(&mut self) -> String {
+        self.rig.step();
+        let mut text = String::from("step:");
+        for row in self.rows.try_iter().flatten() {
+            let is = |prompt: &Vec<u32>| row.tokens.iter().zip(prompt).all(|(a, b)| a == b);
+            let (name, _) = self.prompts.iter().find(|(_, prompt)| is(prompt)).unwrap();
+            text += &format!(" {name}+{}", row.n_computed);
+        }
+        self.clients.retain(|(name, _), client| {
+            let started = client.heard().started;
+            let heard = client.listen();
+            if heard.started && !started && client.cached_tokens > 0 {
+                text += &format!(" {name}<{}", client.cached_tokens);
+            }
+            let mark = match &client.heard().end {
+                None => return true,
+                Some(End::Finished(_)) => '.',
+                Some(End::Failed(_)) => '!',
+                Some(End::Rejected(_)) => '?',
+                Some(End::Expired) => '#',
+            };
+            text += &format!(" {name}{mark}");
+            false
+        });
+        text + &format!(" [{}]", self.rig.handle.snapshot().blocks_used)
+    }
 }
 
-fn observed(rows: &mpsc::Receiver<Vec<Row>>, clients: &mut BTreeMap<char, Client>, rig: &Rig) -> String {
-    let mut text = String::from("step:");
-    for row in rows.try_iter().flatten() {
-        text += &format!(" {}+{}", (b'a' + row.first_token as u8) as char, row.n_tokens);
-    }
-    clients.retain(|name, client| {
-        let mark = match &client.listen().end {
-            None => return true,
-            Some(End::Finished(_)) => '.',
-            Some(End::Failed(_)) => '!',
-            Some(End::Rejected(_)) => '?',
-        };
-        text += &format!(" {name}{mark}");
-        false
-    });
-    text + &format!(" [{}]", rig.handle.snapshot().blocks_used)
-}
-
-fn parse_limits(part: &str) -> Limits {
-    let mut limits = limits();
+fn parse_sizes(part: &str) -> (Limits, Options) {
+    // What a script does not name is as generous as can be.
+    let policy = Policy {
+        prompt_tokens_beside_answers: usize::MAX,
+        spare_tokens: usize::MAX,
+        overtaken_max: usize::MAX,
+        ..Policy::default()
+    };
+    let (mut limits, mut options) = (limits(), Options { policy, ..Options::default() });
     let words: Vec<&str> = part.split(' ').collect();
     for pair in words.chunks(2) {
         let number = || pair[1].parse().unwrap();
@@ -78,99 +137,228 @@ fn parse_limits(part: &str) -> Limits {
             "rows" => limits.step_rows = number(),
             "outputs" => limits.step_outputs = number(),
             "context" => limits.context_len = number(),
+            "unit" => limits.prefill_unit = number(),
+            "share" => options.policy.prompt_tokens_beside_answers = number(),
+            "spare" => options.policy.spare_tokens = number(),
+            "overtaken" => options.policy.overtaken_max = number(),
+            "cache" => options.prefix_cache = pair[1] == "on",
             other => panic!("{other}"),
         }
     }
-    limits
-}
-
-fn parse_request(name: char, sizes: &str) -> Request {
-    let scored = sizes.ends_with('s');
-    let (prompt_len, new) = sizes.trim_end_matches('s').split_once('+').unwrap();
-    let request = request(name as u32 - 'a' as u32, prompt_len.parse().unwrap(), new.parse().unwrap());
-    Request { prompt_logprobs: scored.then_some(0), ..request }
+    (limits, options)
 }
 
 #[test]
 fn prompts_are_cut_and_packed() {
+    // Half of the budget for the first in rank, the rest for the shortest.
     check(
-        "pool 17x4 budget 16 | a=10+2 b=9+2 | step: a+10 b+6 [6] | step: a+1 b+3 a. [3] | step: b+1 b. [0]",
+        "pool 17x4 budget 16 | a=10+2 b=9+2 | step: a+7 b+9 [6] | step: a+3 b+1 b. [3] \
+         | step: a+1 a. [0]",
     );
-    check("pool 9x4 budget 4 | a=10+1 | step: a+4 [3] | step: a+4 [3] | step: a+2 a. [0] | step: [0]");
+    check("pool 9x4 budget 4 | a=10+1 | step: a+4 [3] | step: a+4 [3] | step: a+2 a. [0]");
     check("pool 17x4 budget 16 | a=3+1 b=4+1 c=5+1 | step: a+3 b+4 c+5 a. b. c. [0]");
+    check(
+        "pool 33x4 budget 16 | a=20+1 b=10+1 c=3+1 | step: a+3 b+10 c+3 b. c. [5] | step: a+16 [5] \
+         | step: a+1 a. [0]",
+    );
+}
+
+#[test]
+fn prompts_are_cut_at_units_only() {
+    check(
+        "pool 33x4 budget 16 rows 4 outputs 16 unit 5 | a=14+2 b=12+2 c=3+2 | step: b+10 c+3 [8] \
+         | step: a+10 b+2 c+1 c. [7] | step: a+4 b+1 b. [4] | step: a+1 a. [0]",
+    );
 }
 
 #[test]
 fn a_long_prompt_delays_no_answer_and_no_answer_a_prompt() {
     check(
-        "pool 33x4 budget 8 | a=2+9 b=3+9 | step: a+2 b+3 [6] | c=30+1 d=4+1 \
-         | step: a+1 b+1 c+5 d+1 [16] | step: a+1 b+1 c+5 d+1 [16] | step: a+1 b+1 c+5 d+1 [16] \
-         | step: a+1 b+1 c+5 d+1 d. [14] | step: a+1 b+1 c+6 [14] | step: a+1 b+1 c+4 c. [6]",
+        "pool 33x4 budget 8 | a=2+9 b=3+9 | step: a+2 b+3 [2] | c=30+1 d=4+1 \
+         | step: a+1 b+1 c+2 d+4 d. [10] | step: a+1 b+1 c+6 [11] | step: a+1 b+1 c+6 [12] \
+         | step: a+1 b+1 c+6 [12] | step: a+1 b+1 c+6 [12] | step: a+1 b+1 c+4 c. [5]",
+    );
+    check(
+        "pool 33x4 budget 16 share 3 | a=2+9 | step: a+2 [1] | b=8+1 | step: a+1 b+3 [3] \
+         | step: a+1 b+4 [3] | step: a+1 b+1 b. [2]",
+    );
+    check("pool 33x4 budget 16 share 3 | a=8+1 b=8+1 | step: a+8 b+8 a. b. [0]");
+    check(
+        "pool 33x4 budget 16 rows 4 outputs 16 share 3 unit 5 | a=2+9 | step: a+2 [1] | b=12+1 \
+         | step: a+1 b+5 [4] | step: a+1 b+5 [4] | step: a+1 b+2 b. [2]",
     );
 }
 
 #[test]
-fn a_budget_smaller_than_the_crowd_goes_round() {
+fn a_budget_smaller_than_the_crowd_lets_no_more_in() {
     check(
-        "pool 33x4 budget 2 rows 3 | a=1+3 b=1+3 c=1+3 | step: a+1 b+1 [3] | step: a+1 c+1 [3] \
-         | step: b+1 c+1 [3] | step: a+1 b+1 a. b. [1] | step: c+1 c. [0]",
+        "pool 33x4 budget 2 rows 3 | a=1+3 b=1+2 c=1+2 | step: a+1 b+1 [2] | step: a+1 b+1 b. [1] \
+         | step: a+1 c+1 a. [1] | step: c+1 c. [0]",
     );
     check(
-        "pool 33x4 budget 1 rows 3 | a=1+3 b=1+2 c=1+2 | step: a+1 [3] | step: b+1 [3] | step: c+1 [3] \
-         | step: a+1 [3] | step: b+1 b. [2] | step: c+1 c. [1] | step: a+1 a. [0]",
+        "pool 33x4 budget 1 rows 3 | a=1+2 b=1+1 | step: a+1 [1] | step: a+1 a. [0] \
+         | step: b+1 b. [0]",
+    );
+    check(
+        "pool 33x4 budget 16 rows 1 | a=1+2 b=1+1 | step: a+1 [1] | step: a+1 a. [0] \
+         | step: b+1 b. [0]",
+    );
+    check(
+        "pool 33x4 budget 16 outputs 1 | a=1+2 b=1+2 | step: a+1 [1] | step: a+1 a. [0] \
+         | step: b+1 [1] | step: b+1 b. [0]",
     );
 }
 
 #[test]
 fn who_does_not_fit_waits_and_nobody_overtakes() {
-    // Seven blocks can be lent; b needs five, c would fit beside a.
+    // Seven blocks can be lent; b needs five at its longest, c would fit beside a.
     check(
-        "pool 8x4 budget 16 | a=8+3 b=16+4 c=2+1 | step: a+8 [3] | step: a+1 [3] | step: a+1 a. [0] \
-         | step: b+15 c+1 [6] | step: b+1 c+1 c. [5] | step: b+1 [5] | step: b+1 [5] | step: b+1 b. [0]",
+        "pool 8x4 budget 16 | a=8+3 b=16+4 c=2+1 | step: a+8 [2] | step: a+1 [3] | step: a+1 a. [0] \
+         | step: b+14 c+2 c. [4] | step: b+2 [4] | step: b+1 [5] | step: b+1 [5] | step: b+1 b. [0]",
     );
-    check("pool 33x4 budget 16 rows 1 | a=1+2 b=1+1 | step: a+1 [1] | step: a+1 a. [0] | step: b+1 b. [0]");
+    // With less to spare b comes at once, and has its fourth block when a needs a third.
+    check(
+        "pool 8x4 budget 16 spare 0 | a=8+3 b=16+2 | step: a+8 b+8 [6] | step: a+1 b+8 [7] \
+         | step: a+1 a. [0] | step: b+1 b. [0]",
+    );
 }
 
 #[test]
 fn who_can_never_fit_is_refused() {
-    check("pool 4x4 budget 16 | a=8+5 b=8+4 | step: b+8 a? [3]");
+    check("pool 4x4 budget 16 | a=8+5 b=8+4 | step: b+8 a? [2]");
     check("pool 9x4 budget 16 context 8 | a=8+1 b=7+9 c=8+0 | step: b+7 c+8 a? b. c. [0]");
 }
 
 #[test]
 fn a_client_that_leaves_frees_its_blocks_within_a_step() {
     check(
-        "pool 8x4 budget 16 | a=8+9 b=16+4 | step: a+8 [5] | -a | step: b+16 [5] | step: b+1 [5] \
-         | -b | step: [0]",
+        "pool 8x4 budget 16 | a=8+9 b=16+4 | step: a+8 [2] | -a | step: b+16 [4] | step: b+1 [5] | -b \
+         | step: [0]",
     );
-    check("pool 8x4 budget 16 | a=8+9 b=16+4 c=1+1 | step: a+8 [5] | -b | step: a+1 c+1 c. [5]");
+    check("pool 8x4 budget 16 | a=8+9 b=16+4 c=1+1 | step: a+8 [2] | -b | step: a+1 c+1 c. [3]");
+}
+
+#[test]
+fn the_last_in_rank_gives_way_and_comes_again() {
+    // Six blocks of two: at five tokens each they are full, and at seven b must go.
+    let script = "pool 7x2 budget 16 spare 0 | a=4+6 b=4+6 | step: a+4 b+4 [4] | step: a+1 b+1 [6] \
+         | step: a+1 b+1 [6] | step: a+1 [4] | step: a+1 [4] | step: a+1 a. [0] | step: b+5 [4] \
+         | step: b+1 [4] | step: b+1 b. [0]";
+    check(script); // and finds what is left of its blocks
+    check(&script.replace("spare 0", "spare 0 cache off").replace("b+5", "b+7"));
+}
+
+#[test]
+fn lower_priorities_run_earlier() {
+    check(
+        "pool 33x4 budget 16 rows 1 | a=1+2 b=2+1,p1 c=2+1,p-1 d=2+1 | step: c+2 c. [0] \
+         | step: a+1 [1] | step: a+1 a. [0] | step: d+2 d. [0] | step: b+2 b. [0]",
+    );
+    // Who runs is not sent away for it, but reads and gives way in that order.
+    check(
+        "pool 33x4 budget 8 | a=9+1 | step: a+8 [3] | b=9+1,p-1 | step: b+7 a+1 a. [3] \
+         | step: b+2 b. [0]",
+    );
+    check(
+        "pool 7x2 budget 16 spare 0 | a=4+4 b=4+4,p-1 | step: b+4 a+4 [4] | step: b+1 a+1 [6] \
+         | step: b+1 a+1 [6] | step: b+1 b. [0] | step: a+3 a. [0]",
+    );
+}
+
+#[test]
+fn who_was_overtaken_too_often_goes_first() {
+    let script = "pool 33x4 budget 16 rows 1 | a=1+1,p9 b=1+1 c=1+1 d=1+1,p-1 e=1+1 | step: d+1 d. [0] \
+         | step: b+1 b. [0] | step: c+1 c. [0] | step: e+1 e. [0] | step: a+1 a. [0]";
+    check(script);
+    let in_turn = "step: c+1 c. [0] | step: e+1 e. [0] | step: a+1 a. [0]";
+    let promoted = "step: a+1 a. [0] | step: c+1 c. [0] | step: e+1 e. [0]";
+    check(&script.replace("rows 1", "rows 1 overtaken 2").replace(in_turn, promoted));
+}
+
+#[test]
+fn who_begins_alike_waits_for_the_prefix() {
+    check(
+        "pool 33x4 budget 16 | a=10+2 b=11+2,@a9 c=3+1 | step: a+10 c+3 c. [3] \
+         | step: a+1 b+3 a. b<8 [3] | step: b+1 b. [0]",
+    );
+    check("pool 33x4 budget 16 cache off | a=6+1 b=6+1,@a5 | step: a+6 b+6 a. b. [0]");
+    // In time for whole blocks only.
+    check("pool 33x4 budget 16 | a=7+1 b=7+1,@a3 | step: a+7 b+7 a. b. [0]");
+    check(
+        "pool 33x4 budget 8 | a=20+1 b=13+1,@a12 | step: a+8 [5] | step: a+8 [5] \
+         | step: a+4 b+1 a. b<12 b. [0]",
+    );
+    // Who awaited someone that leaves computes it itself.
+    check("pool 33x4 budget 8 | a=20+1 b=13+1,@a12 | step: a+8 [5] | -a | step: b+5 b<8 b. [0]");
+}
+
+#[test]
+fn choices_share_their_prompt() {
+    check(
+        "pool 33x4 budget 16 | a=9+3,n3 | step: a+9 [5] | step: a+1 a+1 a+1 [5] \
+         | step: a+1 a+1 a+1 a. a. a. [0]",
+    );
+    // Rows for two: the third choice waits.
+    check(
+        "pool 33x4 budget 16 rows 2 | a=9+3,n3 | step: a+9 [4] | step: a+1 a+1 [4] \
+         | step: a+1 a+1 a. a. [0] | step: a+2 [3] | step: a+1 a. [0]",
+    );
+    // Five blocks: two of the prompt and one for each of three, not of four.
+    check(
+        "pool 6x4 budget 16 | a=9+3,n4 | step: a+9 [5] | step: a+1 a+1 a+1 [5] \
+         | step: a+1 a+1 a+1 a. a. a. [0] | step: a+2 [3] | step: a+1 a. [0]",
+    );
+    check("pool 33x4 budget 16 | a=8+2,n2 | step: a+8 [2] | step: a+1 a+1 a. a. [0]");
+    check("pool 33x4 budget 16 | a=9+1,n3 b=5+0,n2 | step: a+9 b+5 a. a. a. b. b. [0]");
+}
+
+#[test]
+fn what_is_too_late_ends_wherever_it_is() {
+    check(
+        "pool 33x4 budget 16 rows 1 | a=4+9,d5 b=4+9,d4 c=4+2 | step: a+4 [1] | time 4 \
+         | step: a+1 b# [2] | time 5 | step: c+4 a# [1] | step: c+1 c. [0]",
+    );
+    check("pool 33x4 budget 16 | a=4+9,d0 b=4+1 | step: b+4 a# b. [0]");
 }
 
 #[test]
 fn scored_prompts_are_cut_by_the_outputs_that_fit() {
     check(
-        "pool 33x4 budget 16 outputs 4 | a=10+2s | step: a+4 [3] | step: a+4 [3] | step: a+2 [3] | step: a+1 a. [0]",
+        "pool 33x4 budget 16 outputs 4 | a=10+2,s | step: a+4 [3] | step: a+4 [3] | step: a+2 [3] \
+         | step: a+1 a. [0]",
     );
     // The last token of a prompt that is only scored asks for nothing.
-    check("pool 33x4 budget 16 outputs 4 | a=5+0s | step: a+5 a. [0]");
-    // b's prompt needs no outputs but its last, a takes all: b still gets its turn.
+    check("pool 33x4 budget 16 outputs 4 | a=5+0,s | step: a+5 a. [0]");
     check(
-        "pool 33x4 budget 16 outputs 2 | a=6+1s b=3+1 | step: a+2 b+2 [3] | step: a+1 b+1 b. [2] \
+        "pool 33x4 budget 16 outputs 2 | a=6+1,s b=3+1 | step: a+1 b+3 b. [2] | step: a+2 [2] \
          | step: a+2 [2] | step: a+1 a. [0]",
     );
+    // It needs its logits, cached or not.
     check(
-        "pool 33x4 budget 16 outputs 1 | a=1+2 b=1+2 | step: a+1 [2] | step: b+1 [2] | step: a+1 a. [1] \
-         | step: b+1 b. [0]",
+        "pool 33x4 budget 40 | a=9+1 b=10+1,s,@a9 | step: a+9 a+10 a. b. [0] \
+         | c=11+1,s,@a9 d=12+1,@a9 | step: a+11 a+4 c. d<8 d. [0]",
     );
 }
 
 #[test]
-fn a_fault_ends_those_in_the_step_and_no_others() {
+fn after_a_fault_each_is_tried_alone() {
     check_with(
-        "pool 8x4 budget 16 | a=8+9 b=16+4 | step: a+8 [5] | step: a! [0] | step: b+16 [5]",
+        "pool 8x4 budget 16 | a=8+9 b=16+4 | step: a+8 [2] | step: a! [0] | step: b+16 [4]",
         |runner| runner.fail_at(1),
     );
-    check_with("pool 33x4 budget 1 | a=1+9 b=2+1 | step: a+1 [4] | step: b! [3] | step: a+1 [3]", |runner| {
-        runner.fail_at(1)
+    let script = "pool 33x4 budget 16 | a=4+9 b=5+9 c=6+9 | step: a+4 b+5 c+6 [5] | d=1+1 | step: [7] \
+         | step: a+1 [7] | step: b+1 [7] | step: c+1 [7] | step: d+1 d. [6]";
+    check_with(script, |runner| runner.fail_at(1));
+    // b is at fault, wherever it is computed.
+    let b_fails = "step: b! [5] | step: c+1 [5] | step: d+1 d. [4]";
+    let script = script.replace("step: b+1 [7] | step: c+1 [7] | step: d+1 d. [6]", b_fails);
+    check_with(&script, |runner| {
+        let poisoned = |row: &Row| row.tokens[0] == 1 && row.tokens.len() > 5;
+        runner.trouble(move |_, rows| rows.iter().any(poisoned).then_some(Trouble::Fault))
     });
+    check_with(
+        "pool 33x4 budget 16 | a=5+3,n3 | step: a+5 [4] | step: [4] | step: a+1 [4] | step: a+1 [4] \
+         | step: a+1 [4] | step: a+1 a+1 a+1 a. a. a. [0]",
+        |runner| runner.fail_at(1),
+    );
 }

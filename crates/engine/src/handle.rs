@@ -129,8 +129,7 @@ impl EngineHandle {
 
     /// Hashed here, so that the engine's thread need not.
     fn chain(&self, request: &Request) -> Chain {
-        let (len, prompt_len) = (self.limits.prefill_unit, request.prompt.len());
-        let units = Units { len, border: prompt_len - prompt_len % len };
+        let units = Units::new(self.limits.prefill_unit, request.prompt.len(), &request.drawn);
         let mut chain = Chain::new(&self.model_identity, &request.cache_salt, self.limits.block_len, units);
         chain.extend(&request.prompt);
         chain

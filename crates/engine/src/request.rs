@@ -1,6 +1,6 @@
 //! The contract between the engine and whoever feeds it: a request in, a stream of events out.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::time::Instant;
 
 use crate::runner::Limits;
@@ -49,6 +49,9 @@ impl Default for Sampling {
 pub struct Request {
     /// At least one token, each below the model's vocabulary size.
     pub prompt: Vec<u32>,
+    /// Which tokens of the prompt past answers drew, if that is known: then those answers' blocks, computed
+    /// token by token, are found in the cache. See [`kv_cache::Units`].
+    pub drawn: Vec<Range<usize>>,
     /// Answers to draw, at least 1, each from a random stream of its own: the first is what `n` = 1 would
     /// draw. The prompt is computed once, and its blocks are shared.
     pub n: usize,
@@ -76,6 +79,7 @@ impl Default for Request {
     fn default() -> Self {
         Self {
             prompt: Vec::new(),
+            drawn: Vec::new(),
             n: 1,
             max_new_tokens: 0,
             min_new_tokens: 0,

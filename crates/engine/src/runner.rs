@@ -19,10 +19,10 @@ pub struct Limits {
     pub step_rows: usize,
     /// Most tokens whose logits may be asked for in one step.
     pub step_outputs: usize,
-    /// Whole units of so many prompt tokens, from multiples of it on, are computed in one step each or
-    /// several together; what a prompt has beyond its last unit comes in a step without one. A model may
-    /// use another kernel for a unit than for fewer tokens: so which one computes a token, and with
-    /// that its numbers, depends on its place in the prompt alone and not on what else runs. At most
+    /// Whole units of so many prompt tokens, from multiples of it on, are computed in one step each or several
+    /// together; all else in rows of fewer tokens. A model may use another kernel for a unit than for fewer
+    /// tokens: so which one computes a token, and with that its numbers, depends on its place in the request
+    /// alone and not on what else runs. See [`kv_cache::Units`]. At most
     /// `step_tokens - step_rows` and `step_outputs - step_rows`, and more than the single token that an answer
     /// takes; `usize::MAX`: a prompt may be cut anywhere.
     pub prefill_unit: usize,

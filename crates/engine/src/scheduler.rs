@@ -77,13 +77,11 @@ pub(crate) struct Scheduler {
 struct Budget {
     tokens: usize,
     outputs: usize,
-    /// Of prompts; see [`Limits::prefill_unit`].
-    unit: usize,
 }
 
 impl Budget {
     fn grant(&mut self, sequence: &mut Sequence, tokens_max: usize) -> usize {
-        let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs, self.unit);
+        let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs);
         sequence.granted += tokens;
         self.tokens -= tokens;
         self.outputs -= outputs;
@@ -102,7 +100,7 @@ struct Share {
 impl Share {
     fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence) -> usize {
         let depth = sequence.computed().max(1);
-        let shallow = if sequence.takes_units(budget.unit) { usize::MAX } else { self.pairs / depth };
+        let shallow = if sequence.takes_units() { usize::MAX } else { self.pairs / depth };
         let tokens = budget.grant(sequence, self.tokens.min(shallow));
         self.tokens -= tokens;
         self.pairs = self.pairs.saturating_sub(tokens * depth);
@@ -143,8 +141,7 @@ impl Scheduler {
     }
 
     pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
-        let Limits { step_tokens: tokens, step_outputs: outputs, prefill_unit: unit, .. } = *limits;
-        let mut budget = Budget { tokens, outputs, unit };
+        let mut budget = Budget { tokens: limits.step_tokens, outputs: limits.step_outputs };
         self.running.iter_mut().for_each(|sequence| sequence.granted = 0);
         if let Some(suspect) = self.running.iter_mut().find(|s| s.suspect) {
             budget.grant(suspect, usize::MAX);
@@ -154,14 +151,14 @@ impl Scheduler {
         if all_went_on {
             self.admit(pool, limits, counters);
         }
-        self.read_prompts(&mut budget);
+        self.read_prompts(&mut budget, limits);
     }
 
     /// One token each, the last in rank giving way; false if one had to.
     fn go_on(&mut self, budget: &mut Budget, counters: &Counters) -> bool {
         let (mut index, mut all_went_on) = (0, true);
         while let Some(sequence) = self.running.get_mut(index) {
-            if sequence.takes_units(budget.unit) {
+            if sequence.takes_units() {
                 index += 1; // a single token is of no use to it
             } else if sequence.reserve(1).is_ok() {
                 budget.grant(sequence, 1);
@@ -227,11 +224,11 @@ impl Scheduler {
     }
 
     /// The shortest first, but for those that were passed over too often, who come first by rank.
-    fn read_prompts(&mut self, budget: &mut Budget) {
-        let unit = if budget.unit == usize::MAX { 1 } else { budget.unit };
+    fn read_prompts(&mut self, budget: &mut Budget, limits: &Limits) {
         let answers = self.running.iter().any(|s| s.granted == s.remaining());
         let mut share = Share { tokens: budget.tokens, pairs: usize::MAX };
         if answers {
+            let unit = if limits.prefill_unit == usize::MAX { 0 } else { limits.prefill_unit };
             share.tokens = self.policy.prompt_tokens_beside_answers.max(unit).min(budget.tokens);
             share.pairs = self.policy.prompt_pairs_beside_answers;
         }

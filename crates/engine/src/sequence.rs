@@ -206,34 +206,32 @@ impl Sequence {
         }
     }
 
-    /// Does a whole unit of the prompt begin at `position`? See [`crate::runner::Limits::prefill_unit`].
-    fn unit_begins(&self, position: usize, unit: usize) -> bool {
-        position.is_multiple_of(unit) && unit <= self.prompt_len.saturating_sub(position)
-    }
-
-    /// Waits for room for a whole unit: a single token is of no use to it.
-    pub(crate) fn takes_units(&self, unit: usize) -> bool {
-        self.unit_begins(self.computed, unit)
+    /// Waits for room for a whole unit: a single token is of no use to it. See
+    /// [`crate::runner::Limits::prefill_unit`].
+    pub(crate) fn takes_units(&self) -> bool {
+        self.chain.units().begins_at(self.computed)
     }
 
     /// Tokens beyond those granted already that the budgets allow, and the outputs they take: whole
-    /// units where they begin, else single tokens.
-    pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize, unit: usize) -> (usize, usize) {
-        let piece = if self.takes_units(unit) { unit } else { 1 };
+    /// units where they begin; else single tokens, up to the next unit and fewer than one.
+    pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize) -> (usize, usize) {
+        let (units, next) = (self.chain.units(), self.computed + self.granted);
+        let known = self.tokens.len() - next;
+        let (piece, most) = match self.takes_units() {
+            true => (units.unit_len(), known),
+            false => (1, known.min(units.until_next(next)).min(units.unit_len() - 1 - self.granted)),
+        };
         let (mut tokens, mut outputs) = (0, 0);
-        loop {
-            let first = self.computed + self.granted + tokens;
-            let whole = if piece > 1 { self.unit_begins(first, unit) } else { first < self.tokens.len() };
-            if !whole || tokens + piece > tokens_max {
-                return (tokens, outputs);
-            }
-            let wanted = (first..first + piece).filter(|&position| self.wants_output(position)).count();
+        while tokens + piece <= most.min(tokens_max) && (piece == 1 || units.begins_at(next + tokens)) {
+            let (first, last) = (next + tokens, next + tokens + piece);
+            let wanted = (first..last).filter(|&position| self.wants_output(position)).count();
             if outputs + wanted > outputs_max {
-                return (tokens, outputs);
+                break;
             }
             tokens += piece;
             outputs += wanted;
         }
+        (tokens, outputs)
     }
 
     pub(crate) fn granted_outputs(&self) -> usize {

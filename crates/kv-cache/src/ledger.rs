@@ -93,8 +93,8 @@ struct Published {
     parent: BlockName,
     /// `[block_len]`
     tokens: Box<[u32]>,
-    /// How many of them, the first ones, were computed in units.
-    units: usize,
+    /// For each unit that the block reaches into, whether it was computed as one.
+    units: Box<[bool]>,
 }
 
 /// Of a block's children, how many are looked at for one that begins like a prompt.
@@ -130,7 +130,9 @@ impl Ledger {
         let id = *self.index.get(&chain.names()[block])?;
         let known = self.published(id);
         let parent = before.map_or(chain.parent(0), |id| self.published(id).name);
-        let same = known.parent == parent && *known.tokens == *tokens && known.units == chain.units_in(block);
+        let same = known.parent == parent
+            && *known.tokens == *tokens
+            && chain.units_in(block).eq(known.units.iter().copied());
         same.then_some(id)
     }
 
@@ -146,8 +148,7 @@ impl Ledger {
         let alike = siblings.map(|&(_, id)| {
             let known = self.published(id);
             let same = known.tokens.iter().zip(tokens).take_while(|(a, b)| a == b).count();
-            let units = chain.units_in(block);
-            (id, if known.units == units { same } else { same.min(known.units).min(units) })
+            (id, chain.alike(block, &known.units, same))
         });
         alike.max_by_key(|&(_, same)| same).filter(|&(_, same)| same > 0)
     }
@@ -174,7 +175,7 @@ impl Ledger {
         let parent = chain.parent(block);
         self.index.insert(name, id);
         self.children.insert((parent, id));
-        let (tokens, units) = (tokens.into(), chain.units_in(block));
+        let (tokens, units) = (tokens.into(), chain.units_in(block).collect());
         self.blocks[id as usize].published = Some(Published { name, parent, tokens, units });
         Some(id)
     }
@@ -307,7 +308,7 @@ mod tests {
     fn pool() -> (BlockPool, BlockTable) {
         let pool = BlockPool::new(9, 2, true);
         let published = |tokens: &[u32], extra| {
-            let mut chain = Chain::new(b"m", b"", 2, Units::NONE);
+            let mut chain = Chain::new(b"m", b"", 2, Units::none());
             chain.extend(tokens);
             let mut table = pool.open(&chain, tokens, 0);
             table.reserve(tokens.len() + extra).unwrap();

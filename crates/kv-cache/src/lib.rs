@@ -10,7 +10,7 @@
 //!
 //! let pool = BlockPool::new(5, 4, true); // block 0 is padding, so four can be lent
 //! let tokens: Vec<u32> = (0..10).collect();
-//! let mut chain = Chain::new(b"model", b"tenant", 4, Units::NONE);
+//! let mut chain = Chain::new(b"model", b"tenant", 4, Units::none());
 //! chain.extend(&tokens);
 //!
 //! let mut table = pool.open(&chain, &tokens, 9); // nothing is cached yet

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,25 @@ struct Open {
     said: Vec<u32>,
 }
 
+/// A session so far.
+#[derive(Clone)]
+struct Heard {
+    tokens: Vec<u32>,
+    /// Where the answers are.
+    drawn: Vec<Range<usize>>,
+}
+
+impl Heard {
+    fn new(session: &Session) -> Self {
+        Self { tokens: session.system.clone(), drawn: Vec::new() }
+    }
+
+    fn hear(&mut self, answer: &[u32]) {
+        self.drawn.push(self.tokens.len()..self.tokens.len() + answer.len());
+        self.tokens.extend(answer);
+    }
+}
+
 /// # Panics
 /// If the engine comes to rest while somebody waits: a bug in it.
 pub(crate) fn simulate(machine: Machine, options: Options, sessions: Vec<Session>) -> Report {
@@ -40,7 +60,7 @@ pub(crate) fn simulate(machine: Machine, options: Options, sessions: Vec<Session
     let mut engine = Engine::new(machine, inbox);
     let start = Instant::now();
     let now = || Duration::from_nanos(clock.load(Relaxed));
-    let mut heard: Vec<Vec<u32>> = sessions.iter().map(|session| session.system.clone()).collect();
+    let mut heard: Vec<Heard> = sessions.iter().map(Heard::new).collect();
     // When a session's next turn is due: time, session, turn.
     let mut due: BinaryHeap<Reverse<(Duration, usize, usize)>> =
         sessions.iter().enumerate().map(|(i, session)| Reverse((session.arrives, i, 0))).collect();
@@ -53,9 +73,9 @@ pub(crate) fn simulate(machine: Machine, options: Options, sessions: Vec<Session
         while let Some(Reverse((at, session, turn))) = due.peek().copied().filter(|next| next.0.0 <= now()) {
             due.pop();
             let Turn { user, answer_len, .. } = &sessions[session].turns[turn];
-            heard[session].extend(user);
-            let prompt = heard[session].clone();
-            let request = Request { prompt, max_new_tokens: *answer_len, ..Request::default() };
+            heard[session].tokens.extend(user);
+            let Heard { tokens: prompt, drawn } = heard[session].clone();
+            let request = Request { prompt, drawn, max_new_tokens: *answer_len, ..Request::default() };
             let events = handle.submit(request).expect("an endless queue").pop().expect("one choice");
             open.push(Open { session, turn, events, submitted: at, latest: None, said: Vec::new() });
         }
@@ -68,7 +88,7 @@ pub(crate) fn simulate(machine: Machine, options: Options, sessions: Vec<Session
                 continue;
             }
             let Open { session, turn, said, .. } = open.swap_remove(index);
-            heard[session].extend(said);
+            heard[session].hear(&said);
             if let Some(next) = sessions[session].turns.get(turn + 1) {
                 due.push(Reverse((now() + next.pause, session, turn + 1)));
             }

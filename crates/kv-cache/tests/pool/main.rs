@@ -28,7 +28,6 @@ struct Life {
     table: BlockTable,
     chain: Chain,
     kind: Kind,
-    unit: usize,
     tokens: Vec<u32>,
     computed: usize,
     /// What the table must list, and of that the first so many published.
@@ -44,6 +43,7 @@ struct World<'a> {
     pool: BlockPool,
     model: Model,
     caching: bool,
+    unit: usize,
     /// `[n_blocks * block_len]`
     arena: Vec<Option<Row>>,
     lives: Vec<Life>,
@@ -57,11 +57,12 @@ fn token(family: u32, own: usize, name: u32, position: usize) -> u32 {
 }
 
 impl<'a> World<'a> {
-    fn new(n_blocks: usize, block_len: usize, caching: bool, seen: &'a RefCell<Seen>) -> Self {
+    fn new(n_blocks: usize, block_len: usize, unit: usize, caching: bool, seen: &'a RefCell<Seen>) -> Self {
         Self {
             pool: BlockPool::new(n_blocks, block_len, caching),
             model: Model::new(n_blocks, block_len, caching),
             caching,
+            unit,
             arena: vec![None; n_blocks * block_len],
             lives: Vec::new(),
             known: Vec::new(),
@@ -76,12 +77,16 @@ impl<'a> World<'a> {
     fn play(&mut self, step: Step) {
         let n = self.lives.len().max(1);
         match step {
-            Step::Open { salt, unit, family, own, len, limit } => {
+            Step::Open { salt, drawn, family, own, len, limit } => {
                 let name = self.known.len() as u32 % 3; // some come again as they were
                 let tokens: Vec<u32> = (0..len).map(|at| token(family, own, name, at)).collect();
-                let unit = unit.unwrap_or(1);
-                let border = if unit == 1 { 0 } else { len - len % unit };
-                self.open(tokens, Kind { salt, border }, unit, limit);
+                let drawn = drawn.map_or(0..0, |(from, n)| from..from + n);
+                let in_unit = |at: usize| {
+                    let unit = at / self.unit * self.unit..(at / self.unit + 1) * self.unit;
+                    unit.end <= len && !unit.clone().any(|at| drawn.contains(&at))
+                };
+                let kind = Kind { salt, in_unit: (0..len).map(in_unit).collect() };
+                self.open(tokens, kind, Units::new(self.unit, len, &[drawn]), limit);
             }
             _ if self.lives.is_empty() => {}
             Step::Compute { table, tokens, publish } => self.compute(table % n, tokens, publish),
@@ -93,16 +98,15 @@ impl<'a> World<'a> {
         }
     }
 
-    fn open(&mut self, tokens: Vec<u32>, kind: Kind, unit: usize, limit: usize) {
+    fn open(&mut self, tokens: Vec<u32>, kind: Kind, units: Units, limit: usize) {
         let block_len = self.pool.block_len();
-        let units = Units { len: unit, border: kind.border };
         let mut chain = Chain::new(b"model", &[kind.salt], block_len, units);
         chain.extend(&tokens);
         self.known.push((chain.clone(), kind.clone(), tokens.clone()));
         let cached = self.model.cached(&kind, &tokens);
         let mut table = self.pool.open(&chain, &tokens, limit);
         let len = table.len_cached();
-        let resumes = |len: usize| len >= kind.border || len.is_multiple_of(unit);
+        let resumes = |len: usize| !kind.in_unit(len) || len.is_multiple_of(self.unit);
         assert!(len <= limit && resumes(len), "{len} tokens of at most {limit}");
         // What whole blocks can serve is the least that is found.
         let whole = (0..=cached.len()).rev().map(|n| n * block_len).find(|&n| n <= limit && resumes(n));
@@ -117,7 +121,7 @@ impl<'a> World<'a> {
         self.note(if source.is_some() { "copy from the cache" } else { "no copy" });
         ids.iter().chain(&source).for_each(|&id| self.model.hold(id));
         let n_published = ids.len();
-        self.lives.push(Life { table, chain, kind, unit, tokens, computed: len, ids, n_published, source });
+        self.lives.push(Life { table, chain, kind, tokens, computed: len, ids, n_published, source });
         let at = self.lives.len() - 1;
         let wanted = self.lives[at].tokens.len();
         self.check_room(at, wanted, room);
@@ -159,7 +163,7 @@ impl<'a> World<'a> {
 
     /// The row that `position` must hold, after one of `before`.
     fn row(life: &Life, position: usize, before: Option<Row>) -> Row {
-        let (token, in_unit) = (life.tokens[position], position < life.kind.border);
+        let (token, in_unit) = (life.tokens[position], life.kind.in_unit(position));
         let mut hash = DefaultHasher::new();
         (life.kind.salt, before.map(|row| row.state), token, in_unit).hash(&mut hash);
         Row { position, token, in_unit, state: hash.finish() }
@@ -169,10 +173,8 @@ impl<'a> World<'a> {
         self.copy(at);
         let life = &mut self.lives[at];
         let mut end = n.map_or(life.tokens.len(), |n| life.computed + n);
-        if end < life.kind.border {
-            end = end.next_multiple_of(life.unit);
-        } else if life.computed < life.kind.border {
-            end = life.kind.border;
+        if life.kind.in_unit(end) {
+            end = end.next_multiple_of(self.unit);
         }
         for position in life.tokens.len()..end {
             life.tokens.push(position as u32 % 3);
@@ -232,14 +234,13 @@ impl<'a> World<'a> {
             return self.note("fork without room");
         };
         // Its parent's chain may name blocks that the fork does not begin with.
-        let units = Units { len: life.unit, border: life.kind.border };
+        let units = life.chain.units().clone();
         let mut chain = Chain::new(b"model", &[life.kind.salt], block_len, units);
         chain.extend(&life.tokens[..len]);
         let fork = Life {
             table,
             chain,
             kind: life.kind.clone(),
-            unit: life.unit,
             tokens: [&life.tokens[..len], &[200 + self.known.len() as u32 % 2]].concat(),
             computed: len,
             ids: life.ids[..whole].to_vec(),
@@ -304,9 +305,10 @@ impl<'a> World<'a> {
 fn play(caching: bool) -> Seen {
     let seen = RefCell::new(Seen::new());
     let config = ProptestConfig { cases: 2_000, ..ProptestConfig::with_source_file(file!()) };
-    let outcome =
-        TestRunner::new(config).run(&(2usize..40, 1usize..6, steps()), |(n_blocks, block_len, steps)| {
-            let mut world = World::new(n_blocks, block_len, caching, &seen);
+    let outcome = TestRunner::new(config).run(
+        &(2usize..40, 1usize..6, 1usize..6, steps()),
+        |(n_blocks, block_len, unit, steps)| {
+            let mut world = World::new(n_blocks, block_len, unit, caching, &seen);
             for step in steps {
                 world.play(step);
                 world.check();
@@ -319,7 +321,8 @@ fn play(caching: bool) -> Seen {
             *seen.borrow_mut().entry("evicted").or_default() += world.model.n_evicted;
             *seen.borrow_mut().entry("swapped").or_default() += world.model.n_swapped;
             Ok(())
-        });
+        },
+    );
     outcome.unwrap_or_else(|fault| panic!("{fault}"));
     println!("{:?}", seen.borrow());
     seen.into_inner()
@@ -344,7 +347,7 @@ fn without_caching_nothing_is_found() {
 #[test]
 #[should_panic(expected = "out of bounds")]
 fn a_slot_beyond_the_reserved_room_is_a_bug() {
-    let mut table = BlockPool::new(4, 4, true).open(&Chain::new(b"", b"", 4, Units::NONE), &[], 0);
+    let mut table = BlockPool::new(4, 4, true).open(&Chain::new(b"", b"", 4, Units::none()), &[], 0);
     table.reserve(4).unwrap();
     table.slot(4);
 }

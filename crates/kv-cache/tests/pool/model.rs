@@ -8,16 +8,20 @@ use kv_cache::{BlockId, PoolStats};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kind {
     pub(crate) salt: u8,
-    /// Tokens before it are computed in units.
-    pub(crate) border: usize,
+    /// For each token of the prompt.
+    pub(crate) in_unit: Vec<bool>,
 }
 
 /// All that a block's rows depend on: the salt, and each token up to its end with how it was computed.
 pub(crate) type Key = (u8, Vec<(u32, bool)>);
 
 impl Kind {
+    pub(crate) fn in_unit(&self, position: usize) -> bool {
+        self.in_unit.get(position).copied().unwrap_or(false)
+    }
+
     pub(crate) fn key(&self, tokens: &[u32]) -> Key {
-        (self.salt, (0..).zip(tokens).map(|(at, &token)| (token, at < self.border)).collect())
+        (self.salt, (0..).zip(tokens).map(|(at, &token)| (token, self.in_unit(at))).collect())
     }
 }
 

@@ -5,10 +5,10 @@ use proptest::prelude::*;
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     /// A sequence that begins like others of its family, from `own` on like none; `limit` of its
-    /// tokens may come from the cache.
+    /// tokens may come from the cache. Past answers drew so many of them, from so far on.
     Open {
         salt: u8,
-        unit: Option<usize>,
+        drawn: Option<(usize, usize)>,
         family: u32,
         own: usize,
         len: usize,
@@ -44,16 +44,22 @@ pub(crate) enum Step {
 
 pub(crate) fn steps() -> impl Strategy<Value = Vec<Step>> {
     let table = any::<usize>;
-    let open =
-        (0u8..2, prop::option::of(2usize..6), 0u32..3, 0usize..24, 1usize..28, prop::option::of(0usize..28))
-            .prop_map(|(salt, unit, family, own, len, limit)| Step::Open {
-                salt: u8::from(salt == 1 && len % 3 == 0),
-                unit: unit.filter(|_| len % 2 == 0),
-                family,
-                own: own.min(len) / 2 * 2,
-                len,
-                limit: limit.unwrap_or(len - 1).min(len),
-            });
+    let open = (
+        0u8..2,
+        prop::option::of((0usize..28, 1usize..6)),
+        0u32..3,
+        0usize..24,
+        1usize..28,
+        prop::option::of(0usize..28),
+    )
+        .prop_map(|(salt, drawn, family, own, len, limit)| Step::Open {
+            salt: u8::from(salt == 1 && len % 3 == 0),
+            drawn: drawn.filter(|_| len % 4 == 0),
+            family,
+            own: own.min(len) / 2 * 2,
+            len,
+            limit: limit.unwrap_or(len - 1).min(len),
+        });
     let step = prop_oneof![
         8 => open,
         10 => (table(), prop::option::of(1usize..16), prop::bool::weighted(0.9))

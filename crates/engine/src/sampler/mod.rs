@@ -2,19 +2,25 @@
 //!
 //! The order is fixed: stop ids masked before `min_new_tokens` → repetition, frequency and
 //! presence penalties → `logit_bias` → temperature → top-k → top-p → min-p → draw. Nothing here
-//! depends on what else runs: a sequence draws one number per token from a stream of its own.
-mod candidates;
+//! depends on what else runs: a sequence draws one number per token from a stream of its own, so a
+//! token is a function of the row and of what its sampler has drawn, on any machine ([`lanes`]).
+//!
+//! Nothing is sorted: cuts are values found by passes over the row ([`cuts`]), and the draw walks the
+//! kept tokens in the order of their ids.
+mod cuts;
+mod lanes;
 mod logprobs;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::request::{Request, Sampling};
-use candidates::{Candidate, drawn, keep_top_k, keep_top_p};
+use cuts::{Shortlist, drawn, keep_top_p};
+use lanes::{BLOCK, Softmax, cut_masses, largest, survey};
 pub(crate) use logprobs::logprobs;
 
 /// Below it a temperature is greedy: the division would leave nothing but the best token anyway.
@@ -33,16 +39,31 @@ pub(crate) enum NoToken {
 
 /// Buffers that all sequences share, one after the other.
 pub(crate) struct Scratch {
-    /// `[sampled_vocab]`
-    logits: Vec<f32>,
-    /// capacity `sampled_vocab`
-    candidates: Vec<Candidate>,
+    /// The row of a sequence that changes it. `[sampled_vocab]`
+    adjusted: Vec<f32>,
+    /// The largest logit of each block of those below `sampled_vocab`.
+    maxima: Vec<f32>,
+    /// What top-k leaves.
+    shortlist: Shortlist,
+    /// Of each logit, or of the shortlist's.
+    weights: Vec<f32>,
+    /// The sum of each tile of weights.
+    masses: Vec<f64>,
+    /// Some of the weights, as bits.
+    picked: Vec<u32>,
 }
 
 impl Scratch {
     /// Room for the ids below `sampled_vocab`, which alone are ever drawn.
     pub(crate) fn new(sampled_vocab: usize) -> Self {
-        Self { logits: vec![0.0; sampled_vocab], candidates: Vec::with_capacity(sampled_vocab) }
+        Self {
+            adjusted: vec![0.0; sampled_vocab],
+            maxima: Vec::new(),
+            shortlist: Shortlist::default(),
+            weights: Vec::with_capacity(sampled_vocab),
+            masses: Vec::new(),
+            picked: Vec::new(),
+        }
     }
 }
 
@@ -51,15 +72,15 @@ pub(crate) struct Sampler {
     sampling: Sampling,
     stop_ids: Vec<u32>,
     min_new_tokens: usize,
-    /// Distinct prompt tokens, if the repetition penalty wants them.
-    prompt: HashSet<u32>,
-    /// How often each token was drawn.
+    /// How often each token was drawn, if a penalty wants it; the prompt's have their place here
+    /// too, for the repetition penalty.
     counts: HashMap<u32, u32>,
     n_drawn: usize,
     stream: ChaCha8Rng,
 }
 
 impl Sampler {
+    /// `choice`: which of the answers to one request; each draws from a stream of its own.
     pub(crate) fn new(request: &Request, choice: u64) -> Self {
         let sampling = request.sampling.clone();
         let mut stream = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or_else(rand::random));
@@ -68,8 +89,7 @@ impl Sampler {
         Self {
             stop_ids: request.stop_ids.clone(),
             min_new_tokens: request.min_new_tokens,
-            prompt: prompt.iter().copied().collect(),
-            counts: HashMap::new(),
+            counts: prompt.iter().map(|&id| (id, 0)).collect(),
             n_drawn: 0,
             stream,
             sampling,
@@ -82,99 +102,138 @@ impl Sampler {
 
     /// The next token after the position that `row` (`[vocab_size]`) belongs to.
     pub(crate) fn draw(&mut self, row: &[f32], scratch: &mut Scratch) -> Result<u32, NoToken> {
-        if row.iter().fold(false, |bad, &logit| bad | logit.is_nan() | (logit == f32::INFINITY)) {
+        let (row, padding) = row.split_at(scratch.adjusted.len());
+        let numbers = survey(row, &mut scratch.maxima);
+        if !numbers || !padding.iter().all(|&logit| logit < f32::INFINITY) {
             return Err(NoToken::NotFinite);
         }
-        let Scratch { logits, candidates } = scratch;
-        let sampled_vocab = logits.len();
-        logits.copy_from_slice(&row[..sampled_vocab]);
-        self.adjust(logits);
-        let best = greedy(logits).ok_or(NoToken::AllMasked)?;
-        let id = if self.sampling.temperature < TEMPERATURE_MIN {
-            best.id()
+        let id = if self.adjusts() {
+            let mut logits = std::mem::take(&mut scratch.adjusted);
+            logits.copy_from_slice(row);
+            self.adjust(&mut Adjusted { logits: &mut logits, maxima: &mut scratch.maxima });
+            let id = self.choose(&logits, scratch);
+            scratch.adjusted = logits;
+            id?
         } else {
-            candidates.clear();
-            candidates.extend(
-                (0..)
-                    .zip(&*logits)
-                    .filter(|(_, logit)| logit.is_finite())
-                    .map(|(id, &logit)| Candidate::new(logit, id)),
-            );
-            self.choose(best.value(), candidates)
+            self.choose(row, scratch)?
         };
-        *self.counts.entry(id).or_default() += 1;
+        if self.penalises() {
+            *self.counts.entry(id).or_default() += 1;
+        }
         self.n_drawn += 1;
         Ok(id)
     }
 
+    fn penalises(&self) -> bool {
+        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
+        (repetition_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0)
+    }
+
+    fn adjusts(&self) -> bool {
+        self.penalises() || !self.sampling.logit_bias.is_empty() || self.n_drawn < self.min_new_tokens
+    }
+
     /// Masks, penalties and bias.
-    fn adjust(&self, logits: &mut [f32]) {
+    fn adjust(&self, row: &mut Adjusted) {
         if self.n_drawn < self.min_new_tokens {
             for &id in &self.stop_ids {
-                update(logits, id, |_| f32::NEG_INFINITY);
+                row.update(id, |_| f32::NEG_INFINITY);
             }
         }
-        let sampling = &self.sampling;
-        if sampling.repetition_penalty != 1.0 {
-            let drawn_only = self.counts.keys().filter(|id| !self.prompt.contains(id));
-            for &id in self.prompt.iter().chain(drawn_only) {
-                update(logits, id, |l| repelled(l, sampling.repetition_penalty));
-            }
-        }
-        if sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0 {
+        if self.penalises() {
+            let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
             for (&id, &count) in &self.counts {
-                let penalty = sampling.frequency_penalty * count as f32 + sampling.presence_penalty;
-                update(logits, id, |l| l - penalty);
+                let presence = if count > 0 { presence_penalty } else { 0.0 };
+                let penalty = frequency_penalty * count as f32 + presence;
+                row.update(id, |logit| repelled(logit, repetition_penalty) - penalty);
             }
         }
-        self.bias(logits);
+        self.bias(row);
+        row.survey_changes();
     }
 
     /// Adds the biases; a token forced by one leaves only its like.
-    fn bias(&self, logits: &mut [f32]) {
+    fn bias(&self, row: &mut Adjusted) {
         let biases = &self.sampling.logit_bias;
         for &(id, bias) in biases {
-            update(logits, id, |l| if bias <= -BIAS_MAX { f32::NEG_INFINITY } else { l + bias });
+            row.update(id, |logit| if bias <= -BIAS_MAX { f32::NEG_INFINITY } else { logit + bias });
         }
         let forced: Vec<(u32, f32)> = biases
             .iter()
             .filter(|(_, bias)| *bias >= BIAS_MAX)
-            .filter_map(|&(id, _)| Some((id, *logits.get(id as usize)?)))
+            .filter_map(|&(id, _)| Some((id, *row.logits.get(id as usize)?)))
             .filter(|(_, logit)| logit.is_finite())
             .collect();
         if !forced.is_empty() {
-            logits.fill(f32::NEG_INFINITY);
+            row.logits.fill(f32::NEG_INFINITY);
+            row.maxima.fill(f32::NEG_INFINITY);
             for (id, logit) in forced {
-                logits[id as usize] = logit;
+                row.update(id, |_| logit);
             }
         }
     }
 
-    /// Temperature, the three cuts, and the draw. `best` is the largest of the candidates' values.
-    fn choose(&mut self, best: f32, candidates: &mut Vec<Candidate>) -> u32 {
-        let sampling = &self.sampling;
-        if sampling.top_k > 0 {
-            keep_top_k(candidates, sampling.top_k);
+    fn choose(&mut self, logits: &[f32], scratch: &mut Scratch) -> Result<u32, NoToken> {
+        let best = largest(&scratch.maxima);
+        if best == f32::NEG_INFINITY {
+            return Err(NoToken::AllMasked);
         }
-        for candidate in &mut *candidates {
-            let weight = ((candidate.value() - best) / sampling.temperature).exp();
-            *candidate = Candidate::new(weight, candidate.id());
+        if self.sampling.temperature < TEMPERATURE_MIN {
+            return Ok(first(logits, &scratch.maxima, best));
         }
-        if sampling.top_p < 1.0 {
-            keep_top_p(candidates, sampling.top_p);
-        }
-        if sampling.min_p > 0.0 {
-            candidates.retain(|candidate| candidate.value() >= sampling.min_p); // the best weighs 1
-        }
+        let cut = self.weigh(logits, best, scratch);
         let uniform = (self.stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64; // [0, 1)
-        drawn(candidates, uniform)
+        let at = drawn(&scratch.weights, &scratch.masses, cut, uniform);
+        Ok(scratch.shortlist.ids.get(at).copied().unwrap_or(at as u32))
+    }
+
+    /// Temperature and the three cuts. Leaves the ids that top-k leaves in `shortlist`, if it cuts,
+    /// with their weights and masses beside it; returns the least weight that may be drawn.
+    fn weigh(&self, logits: &[f32], best: f32, scratch: &mut Scratch) -> f32 {
+        let Scratch { maxima, shortlist, weights, masses, picked, .. } = scratch;
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.sampling;
+        shortlist.clear();
+        let logits = if top_k > 0 && top_k < logits.len() {
+            shortlist.keep_top_k(logits, maxima, top_k);
+            &shortlist.logits
+        } else {
+            logits
+        };
+        weights.resize(logits.len(), 0.0);
+        Softmax::new(best, temperature).weigh(logits, weights, masses);
+        let mut cut = f32::MIN_POSITIVE;
+        if top_p < 1.0 {
+            cut = cut.max(keep_top_p(weights, masses, top_p, picked));
+        }
+        cut = cut.max(min_p); // the best weighs 1
+        if cut > f32::MIN_POSITIVE {
+            cut_masses(weights, cut, masses);
+        }
+        cut
     }
 }
 
-/// Ids beyond the sampled vocabulary are never drawn, so nothing need change there.
-fn update(logits: &mut [f32], id: u32, change: impl Fn(f32) -> f32) {
-    if let Some(logit) = logits.get_mut(id as usize) {
-        *logit = change(*logit);
+/// A row that a sequence changes before it draws.
+struct Adjusted<'a> {
+    logits: &'a mut [f32],
+    /// Of each block; NaN where a logit changed.
+    maxima: &'a mut [f32],
+}
+
+impl Adjusted<'_> {
+    /// Ids beyond the sampled vocabulary are never drawn, so nothing need change there.
+    fn update(&mut self, id: u32, change: impl Fn(f32) -> f32) {
+        if let Some(logit) = self.logits.get_mut(id as usize) {
+            *logit = change(*logit);
+            self.maxima[id as usize / BLOCK] = f32::NAN;
+        }
+    }
+
+    fn survey_changes(&mut self) {
+        let blocks = self.logits.chunks(BLOCK).zip(&mut *self.maxima);
+        for (block, max) in blocks.filter(|(_, max)| max.is_nan()) {
+            *max = largest(block);
+        }
     }
 }
 
@@ -183,21 +242,10 @@ fn repelled(logit: f32, penalty: f32) -> f32 {
     if logit > 0.0 { (logit / penalty).min(f32::MAX) } else { logit * penalty }
 }
 
-/// The largest logit, the lowest id on ties; `None` if all are masked.
-fn greedy(logits: &[f32]) -> Option<Candidate> {
-    let value = largest(logits);
-    let id = logits.iter().position(|&logit| logit == value)?;
-    value.is_finite().then_some(Candidate::new(value, id as u32))
-}
-
-/// In lanes that do not wait for each other, so that it runs at the speed of memory.
-fn largest(logits: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; 16];
-    let (chunks, rest) = logits.as_chunks::<16>();
-    for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane = if logit > *lane { logit } else { *lane };
-        }
-    }
-    lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max)
+/// The first id of the logit `best`, which is the largest of the maxima of their blocks.
+fn first(logits: &[f32], maxima: &[f32], best: f32) -> u32 {
+    let block = maxima.iter().position(|&max| max == best).expect("it is one of them");
+    let start = block * BLOCK;
+    let at = logits[start..].iter().position(|&logit| logit == best).expect("it is in this block");
+    (start + at) as u32
 }

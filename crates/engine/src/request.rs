@@ -52,8 +52,8 @@ pub struct Request {
     /// Which tokens of the prompt past answers drew, if that is known: then those answers' blocks, computed
     /// token by token, are found in the cache. See [`kv_cache::Units`].
     pub drawn: Vec<Range<usize>>,
-    /// Answers to draw, at least 1, each from a random stream of its own: the first is what `n` = 1 would
-    /// draw. The prompt is computed once, and its blocks are shared.
+    /// Answers to draw, at least 1: the first is what `n` = 1 would draw, each other what it would draw with
+    /// a seed that is one more. The prompt is computed once, and its blocks are shared.
     pub n: usize,
     /// 0 only scores the prompt.
     pub max_new_tokens: usize,

@@ -80,11 +80,12 @@ pub(crate) struct Sampler {
 }
 
 impl Sampler {
-    /// `choice`: which of the answers to one request; each draws from a stream of its own.
+    /// `choice`: which of the answers to one request. It draws as a request of its own would whose seed is so
+    /// much more.
     pub(crate) fn new(request: &Request, choice: u64) -> Self {
         let sampling = request.sampling.clone();
-        let mut stream = ChaCha8Rng::seed_from_u64(sampling.seed.unwrap_or_else(rand::random));
-        stream.set_stream(choice);
+        let seed = sampling.seed.map_or_else(rand::random, |seed| seed.wrapping_add(choice));
+        let stream = ChaCha8Rng::seed_from_u64(seed);
         let prompt = if sampling.repetition_penalty == 1.0 { &[][..] } else { &request.prompt };
         Self {
             stop_ids: request.stop_ids.clone(),

@@ -12,6 +12,7 @@ const BIASES_MAX: usize = 1024;
 const STOPS_MAX: usize = 64;
 const STOP_BYTES_MAX: usize = 1024;
 const STOP_IDS_MAX: usize = 256;
+const SALT_CHARS_MAX: usize = 1024;
 
 /// How to generate. `None` where the checkpoint or the server decides.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -40,6 +41,10 @@ pub struct Generation {
     pub stream: Option<StreamOptions>,
     pub return_token_ids: bool,
     pub return_tokens_as_token_ids: bool,
+    /// Lower runs earlier.
+    pub priority: i32,
+    /// The prompt's blocks are shared only among requests of equal salts.
+    pub cache_salt: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,6 +81,8 @@ impl Generation {
             stream: take_stream(fields)?,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(false),
+            priority: take_priority(fields)?,
+            cache_salt: take_cache_salt(fields)?,
         })
     }
 
@@ -159,6 +166,25 @@ fn take_stop_ids(fields: &mut Fields, vocab_size: usize) -> Result<Vec<u32>> {
         ));
     }
     to_ids("stop_token_ids", &list, vocab_size)
+}
+
+fn take_priority(fields: &mut Fields) -> Result<i32> {
+    let priority = fields.int("priority", i32::MIN.into()..=i32::MAX.into())?.unwrap_or(0);
+    Ok(priority as i32)
+}
+
+fn take_cache_salt(fields: &mut Fields) -> Result<Option<String>> {
+    let salt = fields.string("cache_salt")?;
+    let n = salt.as_ref().map_or(1, |salt| salt.chars().count());
+    if (1..=SALT_CHARS_MAX).contains(&n) {
+        return Ok(salt);
+    }
+    Err(Error::value(
+        "cache_salt",
+        format!(
+            "`cache_salt` has {n} characters; it has 1 to {SALT_CHARS_MAX}. Leave it out to share blocks."
+        ),
+    ))
 }
 
 fn take_stream(fields: &mut Fields) -> Result<Option<StreamOptions>> {

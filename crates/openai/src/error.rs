@@ -20,7 +20,10 @@ pub enum Code {
     UnknownUrl,
     UnsupportedEndpoint,
     MethodNotAllowed,
+    /// The request did not arrive in time.
     RequestTimeout,
+    /// The answer was not complete in time; the same request would take as long again.
+    RequestExpired,
     RequestTooLarge,
     UnsupportedMediaType,
     ServerOverloaded,
@@ -49,6 +52,7 @@ impl Code {
             Self::UnsupportedEndpoint => (404, "unsupported_endpoint", REQUEST),
             Self::MethodNotAllowed => (405, "method_not_allowed", REQUEST),
             Self::RequestTimeout => (408, "request_timeout", REQUEST),
+            Self::RequestExpired => (408, "request_timeout", REQUEST),
             Self::RequestTooLarge => (413, "request_too_large", REQUEST),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", REQUEST),
             Self::ServerOverloaded => (429, "server_overloaded", "rate_limit_error"),
@@ -93,6 +97,18 @@ impl Error {
     /// A wrong value of the field at `param`.
     pub fn value(param: &str, message: impl Into<String>) -> Self {
         Self::at(Code::InvalidValue, param, message)
+    }
+
+    /// The prompt alone does not fit: it was not even counted.
+    pub fn prompt_length(param: &str, context_len: usize, prompt_len_min: usize) -> Self {
+        Self::at(
+            Code::ContextLengthExceeded,
+            param,
+            format!(
+                "This model's maximum context length is {context_len} tokens. However, the {param} has at least \
+                 {prompt_len_min} tokens. Please reduce the length of the {param}."
+            ),
+        )
     }
 
     /// Prompt and answer together do not fit. Clients look for "maximum context length is".

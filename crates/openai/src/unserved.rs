@@ -11,7 +11,6 @@ type Row = (&'static str, &'static [&'static str]);
 const COMMON: &[Row] = &[
     ("allowed_token_ids", &[]),
     ("bad_words", &["[]"]),
-    ("cache_salt", &[]),
     ("detokenize", &["true"]),
     ("early_stopping", &["false"]),
     ("guided_choice", &[]),
@@ -23,7 +22,6 @@ const COMMON: &[Row] = &[
     ("kv_transfer_params", &[]),
     ("length_penalty", &["1", "1.0"]),
     ("logits_processors", &["[]"]),
-    ("priority", &["0", "0.0"]),
     ("prompt_embeds", &[]),
     ("prompt_logprobs", &[]),
     ("response_format", &[r#"{"type":"text"}"#]),

@@ -43,7 +43,7 @@ fn every_served_field_arrives() {
         "skip_special_tokens":false,"stream":true,
         "stream_options":{"include_usage":true,"continuous_usage_stats":true},
         "return_token_ids":true,"return_tokens_as_token_ids":true,"logprobs":20,"echo":true,
-        "add_special_tokens":false}"#,
+        "add_special_tokens":false,"priority":-2147483648,"cache_salt":"é"}"#,
     );
     let expected = Generation {
         model: Some("m".into()),
@@ -67,6 +67,8 @@ fn every_served_field_arrives() {
         stream: Some(StreamOptions { include_usage: true, continuous_usage_stats: true }),
         return_token_ids: true,
         return_tokens_as_token_ids: true,
+        priority: i32::MIN,
+        cache_salt: Some("é".into()),
     };
     assert_eq!(request.generation, expected);
     assert_eq!((request.logprobs, request.echo), (Some(20), true));
@@ -93,8 +95,11 @@ fn what_asks_for_nothing_is_accepted() {
         "modalities":["text"],"use_beam_search":false,"bad_words":[],"functions":[],"user":"u",
         "metadata":{"a":"b"},"store":true,"service_tier":"auto","parallel_tool_calls":false"#;
     assert_eq!(chat(harmless), chat(""));
-    assert_eq!(chat(r#","priority":0.0"#), chat(""));
     assert_eq!(chat(r#","top_k":-1"#).generation.top_k, Some(0));
+    assert_eq!(
+        chat(&format!(r#","cache_salt":"{}""#, "é".repeat(1024))).generation.cache_salt.unwrap().len(),
+        2048
+    );
     assert_eq!(chat(r#","stop":[]"#).generation.stop, Vec::<String>::new());
     assert_eq!(chat(r#","max_tokens":5,"max_completion_tokens":9"#).generation.max_tokens, Some(9));
     assert_eq!(chat(r#","logprobs":true"#).logprobs, Some(0));

@@ -1,7 +1,7 @@
 //! All choices of one request, merged; and the answer they add up to.
 
 use std::pin::Pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
@@ -10,14 +10,15 @@ use openai::{Answer, Code, Error, Usage};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use crate::app::{App, Engine, engine_dead, unix_seconds};
-use crate::decode::{Choice, Delta, Update};
-use crate::errors::{ApiError, shutting_down};
+use crate::app::{App, Engine, unix_seconds};
+use crate::decode::{Broken, Choice, Delta, Update};
+use crate::errors::{ApiError, Retry, engine_dead, internal};
 use crate::plan::Plan;
 use crate::sse;
 use crate::timer::SequenceTimer;
+use crate::waiting::Place;
 
-type Merged = SelectAll<Pin<Box<dyn Stream<Item = (usize, Result<Update, Error>)> + Send>>>;
+type Merged = SelectAll<Pin<Box<dyn Stream<Item = (usize, Result<Update, Broken>)> + Send>>>;
 
 /// What one API route makes of the pieces of an answer.
 pub(crate) trait Format: Send + Sync + 'static {
@@ -43,6 +44,7 @@ pub(crate) trait Format: Send + Sync + 'static {
 
 /// A request's choices while the engine works on them. Dropping it cancels them all.
 pub(crate) struct Answers {
+    app: App,
     merged: Merged,
     pub(crate) n_choices: usize,
     n: usize,
@@ -56,17 +58,23 @@ impl Answers {
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
         let n = plan.n;
         let submitted = Instant::now();
+        let deadline = app.options().request_timeout.map(|timeout| submitted + timeout);
         let mut taken = Vec::new();
-        for (request, decode) in plan.requests() {
+        for (mut request, decode) in plan.requests() {
             let prompt_len = request.prompt.len();
-            let events = engine.submit(request).map_err(|busy| refused(app, &busy))?;
-            taken.extend(events.into_iter().map(|events| (events, decode.clone(), prompt_len)));
+            request.deadline = deadline;
+            let events = engine.submit(request).map_err(|busy| refused(app, &busy, prompt_len))?;
+            taken.push((events, decode, prompt_len));
         }
-        // Only now: what was refused in part is no sequence, and counts as none.
-        let choice = |(events, decode, prompt_len)| {
-            Choice::new(events, decode, SequenceTimer::new(app.clone(), prompt_len, submitted))
-        };
-        let choices: Vec<Choice> = taken.into_iter().map(choice).collect();
+        // Only now: what is refused in part is no sequence, and counts as none.
+        let mut choices = Vec::new();
+        for (events, decode, prompt_len) in taken {
+            let mut place = Some(Place::take(app, prompt_len));
+            for events in events {
+                let timer = SequenceTimer::new(app, place.take(), prompt_len, submitted);
+                choices.push(Choice::new(events, decode.clone(), timer));
+            }
+        }
         app.metrics().observe_params(plan.n, plan.max_tokens);
         let n_choices = choices.len();
         let stream = |(index, choice)| {
@@ -77,7 +85,7 @@ impl Answers {
             Box::pin(unfold(choice, next)) as Pin<Box<dyn Stream<Item = _> + Send>>
         };
         let merged = choices.into_iter().enumerate().map(stream).collect();
-        Ok(Self { merged, n_choices, n, usage })
+        Ok(Self { app: app.clone(), merged, n_choices, n, usage })
     }
 
     /// The next piece of any choice; `None` when all are complete. Cancel safe.
@@ -94,8 +102,17 @@ impl Answers {
                     self.usage.total_tokens += delta.tokens.len();
                     return Some(Ok((index, delta)));
                 }
-                (_, Err(error)) => return Some(Err(error)),
+                (_, Err(broken)) => return Some(Err(self.error(broken))),
             }
+        }
+    }
+
+    fn error(&self, broken: Broken) -> Error {
+        match broken {
+            Broken::Rejected(reason) => rejected(&reason),
+            Broken::Expired => expired(self.app.options().request_timeout.unwrap_or_default()),
+            Broken::Failed(_) if !self.app.engine_lives() => engine_dead(),
+            Broken::Failed(cause) => internal(&cause),
         }
     }
 
@@ -105,21 +122,43 @@ impl Answers {
     }
 }
 
-/// The engine did not take a request.
-fn refused(app: &App, busy: &engine::Busy) -> ApiError {
-    let (waiting, retry_after_s) = match busy {
+/// The engine did not take a request. Who is refused comes back when there is room for a quarter of the
+/// queue, and at least for its own prompt: all the refused come back at about the same time.
+fn refused(app: &App, busy: &engine::Busy, prompt_len: usize) -> ApiError {
+    let (waiting, seconds) = match *busy {
         engine::Busy::Requests { max_waiting } => {
-            (format!("{max_waiting} requests"), app.metrics().drain_seconds(*max_waiting))
+            let seconds = app.waiting().seconds_for_requests(max_waiting.div_ceil(4));
+            (format!("{max_waiting} requests are waiting already"), seconds)
         }
         engine::Busy::Tokens { max_waiting_tokens } => {
-            (format!("Prompts of nearly {max_waiting_tokens} tokens"), app.metrics().drain_seconds(1))
+            let room = prompt_len.max(max_waiting_tokens / 4).min(max_waiting_tokens);
+            let waiting =
+                format!("Prompts waiting already leave too little room of {max_waiting_tokens} tokens");
+            (waiting, app.waiting().seconds_for_tokens(room))
         }
         engine::Busy::Stopped => return engine_dead().into(),
     };
-    let message = format!(
-        "{waiting} are waiting already. Send the request again after the time in the header `Retry-After`."
-    );
-    ApiError { error: Error::new(Code::ServerOverloaded, message), retry_after_s: Some(retry_after_s) }
+    let message = format!("{waiting}. Send the request again after the time in the header `Retry-After`.");
+    ApiError { error: Error::new(Code::ServerOverloaded, message), retry: Retry::AfterSeconds(seconds) }
+}
+
+/// The engine has checked what the edge could not: whether the KV pool can ever hold the request.
+fn rejected(reason: &str) -> Error {
+    let mut letters = reason.chars();
+    let capital = letters.next().map(|first| first.to_uppercase().to_string());
+    let message = format!("{}{}.", capital.unwrap_or_default(), letters.as_str());
+    Error::new(Code::ContextLengthExceeded, message)
+}
+
+fn expired(limit: Duration) -> Error {
+    let seconds = limit.as_secs_f64();
+    Error::new(
+        Code::RequestExpired,
+        format!(
+            "The request was not complete after {seconds} s, this server's limit (--request-timeout). Ask for fewer \
+             tokens, shorten the prompt, or send it when the server is less busy."
+        ),
+    )
 }
 
 /// What all chunks of an answer share.
@@ -167,13 +206,13 @@ pub(crate) async fn respond<F: Format>(
     let Some(options) = stream else {
         return tokio::select! {
             answer = whole(answers, header, format) => answer,
-            () = app.ending() => Err(shutting_down().into()),
+            error = app.ending() => Err(error.into()),
         };
     };
     // The first piece decides the status. One that takes long is waited for inside the stream.
     let first = tokio::select! {
         first = timeout(app.options().keep_alive, answers.next()) => first,
-        () = app.ending() => return Err(shutting_down().into()),
+        error = app.ending() => return Err(error.into()),
     };
     match first {
         Ok(Some(Err(error))) => Err(locate::<F>(error).into()),

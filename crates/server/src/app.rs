@@ -11,8 +11,11 @@ use openai::{Code, Error};
 use text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Notify, watch};
 
-use crate::errors::shutting_down;
+use crate::auth::Keys;
+use crate::errors::{engine_dead, shutting_down};
 use crate::metrics::Metrics;
+use crate::waiting::Waiting;
+use crate::watchdog::Pulse;
 
 /// Unknown field names that are remembered.
 const IGNORED_MAX: usize = 256;
@@ -35,6 +38,14 @@ pub struct Options {
     pub keep_alive: Duration,
     /// How long running requests may go on after the stop signal.
     pub grace: Duration,
+    /// A request's whole life, from its submission to the engine on. `None`: no bound.
+    pub request_timeout: Option<Duration>,
+    /// How long a step of the engine may take before the engine counts as dead.
+    pub step_timeout: Duration,
+    /// Time for the last errors to reach their clients, after the grace period or the engine's death.
+    pub last_words: Duration,
+    /// The engine keeps a prefix cache: its series are there.
+    pub prefix_cache: bool,
     pub build: Build,
 }
 
@@ -49,6 +60,10 @@ impl Default for Options {
             stall_timeout: Duration::from_secs(30),
             keep_alive: Duration::from_secs(15),
             grace: Duration::from_secs(30),
+            request_timeout: None,
+            step_timeout: Duration::from_secs(300),
+            last_words: Duration::from_secs(2),
+            prefix_cache: true,
             build: Build::default(),
         }
     }
@@ -97,6 +112,8 @@ pub struct ServedModel {
     pub fingerprint: String,
     /// Requests that may wait in the engine's queue.
     pub max_waiting: usize,
+    /// Their prompt tokens.
+    pub max_waiting_tokens: usize,
     pub device: String,
     pub kv_cache: KvCacheInfo,
 }
@@ -125,6 +142,8 @@ pub(crate) enum Phase {
     Draining,
     /// The grace period is over: what still runs ends with an error.
     Ending,
+    /// The engine is dead or stuck: everything ends with an error. The last phase.
+    Dead,
 }
 
 /// The server's state. Clones share it.
@@ -140,6 +159,10 @@ struct State {
     phase: watch::Sender<Phase>,
     open_requests: AtomicUsize,
     idle: Notify,
+    /// Choices that the engine works on.
+    sequences: AtomicUsize,
+    waiting: Waiting,
+    keys: Keys,
     metrics: Metrics,
     /// Unknown field names that the log has seen.
     ignored: Mutex<HashSet<String>>,
@@ -147,9 +170,10 @@ struct State {
 
 impl App {
     pub fn new(options: Options) -> Self {
-        let metrics = Metrics::new(options.names.first().map_or("", String::as_str));
+        let name = options.names.first().map_or("", String::as_str);
         Self(Arc::new(State {
-            metrics,
+            metrics: Metrics::new(name, options.prefix_cache),
+            keys: Keys::new(&options.api_keys),
             options,
             created: unix_seconds(),
             model: OnceLock::new(),
@@ -157,6 +181,8 @@ impl App {
             phase: watch::Sender::new(Phase::Serving),
             open_requests: AtomicUsize::new(0),
             idle: Notify::new(),
+            sequences: AtomicUsize::new(0),
+            waiting: Waiting::new(),
             ignored: Mutex::default(),
         }))
     }
@@ -182,6 +208,14 @@ impl App {
         &self.0.metrics
     }
 
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.0.keys
+    }
+
+    pub(crate) fn waiting(&self) -> &Waiting {
+        &self.0.waiting
+    }
+
     /// Unix seconds of the start.
     pub(crate) fn created(&self) -> u64 {
         self.0.created
@@ -197,8 +231,10 @@ impl App {
 
     /// The model, if a new request may be given to it now.
     pub(crate) fn ready_model(&self) -> Result<&ServedModel, Error> {
-        if self.phase() != Phase::Serving {
-            return Err(shutting_down());
+        match self.phase() {
+            Phase::Serving => {}
+            Phase::Draining | Phase::Ending => return Err(shutting_down()),
+            Phase::Dead => return Err(engine_dead()),
         }
         let model = self.model().ok_or_else(|| {
             Error::new(
@@ -206,10 +242,28 @@ impl App {
                 "The model is still loading. Send the request again in a few seconds.",
             )
         })?;
-        if !model.engine.snapshot().alive {
+        if !self.engine_lives() {
             return Err(engine_dead());
         }
         Ok(model)
+    }
+
+    /// As far as it is known; an engine that is not there yet is not dead.
+    pub(crate) fn engine_lives(&self) -> bool {
+        self.phase() != Phase::Dead && self.model().is_none_or(|model| model.engine.snapshot().alive)
+    }
+
+    /// For the watchdog.
+    pub(crate) fn pulse(&self) -> Pulse {
+        let Some(model) = self.model() else { return Pulse::Rests };
+        let now = model.engine.snapshot();
+        // The engine's gauges are as of its last step, which may be long ago.
+        let works = self.0.sequences.load(Ordering::SeqCst) > 0 || now.running > 0 || now.waiting > 0;
+        match (now.alive, works) {
+            (false, _) => Pulse::Dead,
+            (true, true) => Pulse::Works { steps: now.steps },
+            (true, false) => Pulse::Rests,
+        }
     }
 
     /// The name that `requested` is answered under.
@@ -245,14 +299,21 @@ impl App {
     }
 
     pub(crate) fn set_phase(&self, phase: Phase) {
-        self.0.phase.send_replace(phase);
+        self.0.phase.send_if_modified(|now| *now != Phase::Dead && std::mem::replace(now, phase) != phase);
     }
 
-    /// Returns when the grace period is over.
-    pub(crate) async fn ending(&self) {
+    /// Returns when what runs must end, with what its clients hear.
+    pub(crate) async fn ending(&self) -> Error {
         let mut phase = self.0.phase.subscribe();
         // The sender lives as long as `self`, so that waiting cannot fail.
-        let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+        let ended = phase.wait_for(|phase| matches!(phase, Phase::Ending | Phase::Dead)).await;
+        if ended.is_ok_and(|phase| *phase == Phase::Dead) { engine_dead() } else { shutting_down() }
+    }
+
+    /// Counts a sequence until the guard is dropped.
+    pub(crate) fn open_sequence(&self) -> OpenSequence {
+        self.0.sequences.fetch_add(1, Ordering::SeqCst);
+        OpenSequence(self.clone())
     }
 
     /// Counts an HTTP request until the guard, held by its response's body, is dropped.
@@ -284,11 +345,12 @@ impl Drop for OpenRequest {
     }
 }
 
-pub(crate) fn engine_dead() -> Error {
-    Error::new(
-        Code::EngineDead,
-        "The engine has stopped after a fault and must be restarted. The log has the cause.",
-    )
+pub(crate) struct OpenSequence(App);
+
+impl Drop for OpenSequence {
+    fn drop(&mut self) {
+        self.0.0.sequences.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 pub(crate) fn unix_seconds() -> u64 {

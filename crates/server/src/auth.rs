@@ -5,15 +5,51 @@ use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use openai::{Code, Error};
+use sha2::{Digest as _, Sha256};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::app::App;
 use crate::errors::ApiError;
 
-/// Asks for a key where one is needed, before the body is read.
-pub(crate) async fn check_key(State(app): State<App>, request: Request, next: Next) -> Response {
-    let keys = &app.options().api_keys;
-    if keys.is_empty() || is_open(request.uri().path()) || has_key(&request, keys) {
+/// Keys of clients, as they are compared: hashed, so that all are of one length.
+pub(crate) struct Keys(Vec<KeyHash>);
+
+type KeyHash = [u8; 32];
+
+/// Who asks, as far as keys tell.
+#[derive(Clone, Copy)]
+pub(crate) struct Caller(Option<KeyHash>);
+
+impl Keys {
+    pub(crate) fn new(keys: &[String]) -> Self {
+        Self(keys.iter().map(|key| Sha256::digest(key).into()).collect())
+    }
+
+    /// The hash of `given`, if it is one of the keys. All are compared, whole: the time tells nothing about
+    /// which one came close.
+    fn find(&self, given: &[u8]) -> Option<KeyHash> {
+        let given: KeyHash = Sha256::digest(given).into();
+        let differ =
+            |key: &KeyHash| key.iter().zip(&given).fold(0, |sum, (a, b)| std::hint::black_box(sum | (a ^ b)));
+        let known = self.0.iter().fold(false, |known, key| known | (differ(key) == 0));
+        known.then_some(given)
+    }
+}
+
+impl Caller {
+    /// What parts this caller's cached blocks from those of others. A key's hash comes first and has a fixed
+    /// length: no value of a client makes it another key's salt.
+    pub(crate) fn cache_salt(&self, narrower: Option<&str>) -> Vec<u8> {
+        let key = self.0.as_ref().map_or(&[][..], KeyHash::as_slice);
+        [key, narrower.unwrap_or_default().as_bytes()].concat()
+    }
+}
+
+/// Asks for a key where one is needed, before the body is read; handlers find the [`Caller`].
+pub(crate) async fn check_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let key = bearer(&request).and_then(|key| app.keys().find(key));
+    if key.is_some() || app.keys().0.is_empty() || is_open(request.uri().path()) {
+        request.extensions_mut().insert(Caller(key));
         return next.run(request).await;
     }
     let error = Error::new(
@@ -28,22 +64,10 @@ fn is_open(path: &str) -> bool {
     !(path == "/v1" || path.starts_with("/v1/") || path == "/tokenize" || path == "/detokenize")
 }
 
-fn has_key(request: &Request, keys: &[String]) -> bool {
-    let Some(value) = request.headers().get(header::AUTHORIZATION) else { return false };
-    let Some((scheme, key)) = value.as_bytes().split_at_checked(7) else { return false };
-    // Every key is looked at, whole: the time tells nothing about which one came close.
-    let known = keys.iter().fold(false, |found, k| found | equal(k.as_bytes(), key.trim_ascii()));
-    scheme.eq_ignore_ascii_case(b"bearer ") && known
-}
-
-/// Compares in a time that depends on the length of `given` alone.
-fn equal(key: &[u8], given: &[u8]) -> bool {
-    let mut differences = usize::from(key.len() != given.len());
-    for (i, byte) in given.iter().enumerate() {
-        let expected = key.get(i % key.len().max(1)).copied().unwrap_or(0);
-        differences |= usize::from(std::hint::black_box(byte ^ expected));
-    }
-    differences == 0
+fn bearer(request: &Request) -> Option<&[u8]> {
+    let value = request.headers().get(header::AUTHORIZATION)?;
+    let (scheme, key) = value.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| key.trim_ascii())
 }
 
 /// Which browser pages may call: those from this machine, and those named.
@@ -92,16 +116,25 @@ mod tests {
 
     #[test]
     fn keys_are_equal_only_to_themselves() {
-        let cases = [
-            ("abc", "abc", true),
-            ("abc", "abd", false),
-            ("abc", "abcabc", false),
-            ("abc", "", false),
-            ("", "a", false),
-        ];
-        for (key, given, expected) in cases {
-            assert_eq!(equal(key.as_bytes(), given.as_bytes()), expected, "{key} {given}");
+        let keys = Keys::new(&["abc".into(), "xyz".into()]);
+        for (given, expected) in
+            [("abc", true), ("xyz", true), ("abd", false), ("abcabc", false), ("ab", false), ("", false)]
+        {
+            assert_eq!(keys.find(given.as_bytes()).is_some(), expected, "{given}");
         }
+    }
+
+    #[test]
+    fn salts_of_different_keys_are_different() {
+        let callers = [None, Some([1; 32]), Some([2; 32])].map(Caller);
+        // The last one is the other key's hash with something behind it.
+        let other = String::from_utf8([2; 33].to_vec()).unwrap();
+        let values = [None, Some("a"), Some("b"), Some(other.as_str())];
+        let salts = callers[1..].iter().flat_map(|caller| values.map(|value| caller.cache_salt(value)));
+        let salts: std::collections::HashSet<_> = salts.collect();
+        assert_eq!(salts.len(), 8);
+        assert_eq!(callers[0].cache_salt(None), b"");
+        assert_eq!(callers[0].cache_salt(Some("a")), b"a");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! `POST /v1/chat/completions`.
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use openai::{ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::App;
+use crate::auth::Caller;
 use crate::body;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
@@ -13,7 +15,11 @@ use crate::logprobs::TokenNames;
 use crate::plan::{Asked, Plan};
 use crate::tokenize;
 
-pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn answer(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
     app.ready_model()?;
     let body = body::read(&app, request).await?;
     let model = app.ready_model()?;
@@ -42,6 +48,7 @@ pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<R
         logprobs: request.logprobs,
         echo: false,
         may_cut: false,
+        caller,
     };
     let plan = Plan::new(model, generation, asked)?;
     let format = Chat {

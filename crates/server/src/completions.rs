@@ -2,19 +2,25 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use openai::{CompletionChoice, CompletionRequest, Error, Prompt};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::{App, ServedModel};
+use crate::auth::Caller;
 use crate::body;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
 use crate::logprobs::TokenNames;
 use crate::plan::{Asked, Plan};
 
-pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<Response, ApiError> {
+pub(crate) async fn answer(
+    State(app): State<App>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
     app.ready_model()?;
     let body = body::read(&app, request).await?;
     let model = app.ready_model()?;
@@ -31,8 +37,8 @@ pub(crate) async fn answer(State(app): State<App>, request: Request) -> Result<R
         })
         .await?
     };
-    let asked =
-        Asked { param: Completion::PROMPT_PARAM, prompts, logprobs, echo, may_cut: max_tokens_defaulted };
+    let param = Completion::PROMPT_PARAM;
+    let asked = Asked { param, prompts, logprobs, echo, may_cut: max_tokens_defaulted, caller };
     let plan = Plan::new(model, &generation, asked)?;
     let format = Completion {
         names: TokenNames {

@@ -5,10 +5,9 @@ use std::sync::Arc;
 
 use engine::Events;
 use engine::request::{End, Event, FinishReason, Logprobs, Token};
-use openai::{Error, StopReason};
+use openai::StopReason;
 use text::{Detokenizer, StopOutcome, StopStrings, Tokenizer};
 
-use crate::errors::internal;
 use crate::metrics::Finished;
 use crate::timer::SequenceTimer;
 
@@ -62,6 +61,14 @@ impl Delta {
 pub(crate) enum Update {
     Started { cached_tokens: usize },
     Delta(Delta),
+}
+
+/// Why a choice ended without being complete.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Broken {
+    Rejected(String),
+    Expired,
+    Failed(String),
 }
 
 /// How the text of a choice is made and ended.
@@ -205,21 +212,23 @@ impl Choice {
     }
 
     /// The next update; `None` after the one that finishes. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Option<Result<Update, Error>> {
+    pub(crate) async fn next(&mut self) -> Option<Result<Update, Broken>> {
         loop {
             if let Some(update) = self.ready.pop_front() {
                 return Some(Ok(update));
             }
             let event = self.events.as_mut()?.recv().await;
-            if let Err(error) = self.take(event) {
+            if let Err(broken) = self.take(event) {
                 self.events = None;
-                self.timer.finish(Finished::Error);
-                return Some(Err(error));
+                // As vLLM counts what its front end gives up.
+                let expired = broken == Broken::Expired;
+                self.timer.finish(if expired { Finished::Abort } else { Finished::Error });
+                return Some(Err(broken));
             }
         }
     }
 
-    fn take(&mut self, event: Option<Event>) -> Result<(), Error> {
+    fn take(&mut self, event: Option<Event>) -> Result<(), Broken> {
         match event {
             Some(Event::Started { cached_tokens }) => {
                 self.timer.started();
@@ -228,10 +237,10 @@ impl Choice {
             Some(Event::Prompt(scores)) => self.scores.extend(scores),
             Some(Event::Tokens(tokens)) => self.tokens(tokens),
             Some(Event::End(End::Finished(reason))) => self.finish(reason),
-            Some(Event::End(End::Rejected(reason))) => return Err(rejected(&reason)),
-            Some(Event::End(End::Expired)) => return Err(internal("a deadline that nobody set has passed")),
-            Some(Event::End(End::Failed(cause))) => return Err(internal(&cause)),
-            None => return Err(internal("the engine left without an end")),
+            Some(Event::End(End::Rejected(reason))) => return Err(Broken::Rejected(reason)),
+            Some(Event::End(End::Expired)) => return Err(Broken::Expired),
+            Some(Event::End(End::Failed(cause))) => return Err(Broken::Failed(cause)),
+            None => return Err(Broken::Failed("the engine left without an end".into())),
         }
         Ok(())
     }
@@ -266,12 +275,4 @@ impl Choice {
         self.ready.push_back(Update::Delta(finish));
         self.events = None;
     }
-}
-
-/// The engine has checked what the edge could not: whether the KV pool can ever hold the request.
-fn rejected(reason: &str) -> Error {
-    let mut letters = reason.chars();
-    let capital = letters.next().map(|first| first.to_uppercase().to_string());
-    let message = format!("{}{}.", capital.unwrap_or_default(), letters.as_str());
-    Error::new(openai::Code::ContextLengthExceeded, message)
 }

@@ -9,18 +9,27 @@ use openai::{Code, Error};
 #[derive(Debug, Clone)]
 pub(crate) struct ApiError {
     pub(crate) error: Error,
-    /// For errors that pass.
-    pub(crate) retry_after_s: Option<u64>,
+    pub(crate) retry: Retry,
+}
+
+/// What clients hear of trying again, beside the status.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Retry {
+    Unsaid,
+    AfterSeconds(u64),
+    /// OpenAI's clients repeat some errors by themselves, unless they are told not to.
+    Never,
 }
 
 impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
-        let retry_after_s = match error.code {
-            Code::ModelLoading | Code::EngineDead | Code::ShuttingDown => Some(5),
-            Code::ServerOverloaded => Some(1),
-            _ => None,
+        let retry = match error.code {
+            Code::ModelLoading | Code::EngineDead | Code::ShuttingDown => Retry::AfterSeconds(5),
+            Code::ServerOverloaded => Retry::AfterSeconds(1),
+            Code::RequestExpired => Retry::Never,
+            _ => Retry::Unsaid,
         };
-        Self { error, retry_after_s }
+        Self { error, retry }
     }
 }
 
@@ -30,8 +39,10 @@ impl IntoResponse for ApiError {
             StatusCode::from_u16(self.error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(&self.error)).into_response();
         let headers = response.headers_mut();
-        if let Some(seconds) = self.retry_after_s {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        match self.retry {
+            Retry::Unsaid => {}
+            Retry::AfterSeconds(seconds) => drop(headers.insert(header::RETRY_AFTER, seconds.into())),
+            Retry::Never => drop(headers.insert("x-should-retry", HeaderValue::from_static("false"))),
         }
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
@@ -47,6 +58,13 @@ pub(crate) fn internal(cause: &str) -> Error {
         Code::InternalError,
         "The server failed while it worked on this request. Its log has the cause, beside the \
          request id. Send the request again.",
+    )
+}
+
+pub(crate) fn engine_dead() -> Error {
+    Error::new(
+        Code::EngineDead,
+        "The engine has stopped after a fault and must be restarted. The log has the cause.",
     )
 }
 

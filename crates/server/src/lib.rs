@@ -11,6 +11,7 @@ mod chat;
 mod completions;
 mod connection;
 mod decode;
+mod engine_series;
 mod envelope;
 mod errors;
 mod logprobs;
@@ -21,6 +22,9 @@ mod serve;
 mod sse;
 mod timer;
 mod tokenize;
+mod waiting;
+mod watchdog;
 
 pub use app::{App, Build, Defaults, Engine, KvCacheInfo, Options, ServedModel};
 pub use serve::run;
+pub use watchdog::EngineFault;

@@ -1,18 +1,14 @@
 //! Prometheus series, under the names that vLLM's dashboards and routers look for.
 
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
-
-use engine::{STEP_TOKENS_BOUNDS, Snapshot};
+use engine::Snapshot;
 use openai::Error;
-use prometheus::core::{Collector, Desc};
-use prometheus::proto::{self, MetricFamily, MetricType};
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
 use crate::app::{Build, ServedModel};
+use crate::engine_series::EngineSeries;
 use crate::errors::internal;
 
 const FIRST_TOKEN_S: &[f64] = &[
@@ -56,9 +52,7 @@ impl Finished {
 pub(crate) struct Metrics {
     registry: Registry,
     model_name: String,
-    running: IntGauge,
-    waiting: IntGauge,
-    kv_cache_usage: Gauge,
+    engine: EngineSeries,
     pub(crate) prompt_tokens: IntCounter,
     pub(crate) generation_tokens: IntCounter,
     finished: IntCounterVec,
@@ -75,15 +69,6 @@ pub(crate) struct Metrics {
     pub(crate) request_generation_tokens: Histogram,
     params_n: Histogram,
     params_max_tokens: Histogram,
-    steps: StepTokens,
-    drain: Mutex<Drain>,
-}
-
-/// How fast sequences end.
-struct Drain {
-    latest: Instant,
-    /// Between one end and the next, the recent ones weighing more.
-    gap_s: f64,
 }
 
 /// Makes series and registers them, all labelled with the model's name.
@@ -104,10 +89,6 @@ impl Maker<'_> {
         made
     }
 
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.register(IntGauge::with_opts(self.opts(name, help)))
-    }
-
     fn counter(&self, name: &str, help: &str) -> IntCounter {
         self.register(IntCounter::with_opts(self.opts(name, help)))
     }
@@ -123,7 +104,8 @@ impl Maker<'_> {
 }
 
 impl Metrics {
-    pub(crate) fn new(model_name: &str) -> Self {
+    /// `prefix_cache`: the engine has one.
+    pub(crate) fn new(model_name: &str, prefix_cache: bool) -> Self {
         let registry = Registry::new();
         let make = Maker { registry: &registry, model_name };
         let finished =
@@ -131,19 +113,18 @@ impl Metrics {
         for reason in Finished::ALL {
             finished.with_label_values(&[reason.label()]);
         }
-        let steps = StepTokens::new(&make);
-        registry.register(Box::new(steps.clone())).expect("the name is new");
+        let engine = EngineSeries::new(model_name, prefix_cache);
+        registry.register(Box::new(engine.clone())).expect("the names are new");
         #[cfg(target_os = "linux")]
         registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
             .expect("the names are new");
         Self {
-            running: make.gauge("num_requests_running", "Sequences that hold KV blocks."),
-            waiting: make.gauge("num_requests_waiting", "Sequences accepted and not yet running."),
-            kv_cache_usage: make.register(Gauge::with_opts(
-                make.opts("kv_cache_usage_perc", "Share of the KV blocks held by live requests, 0 to 1."),
-            )),
-            prompt_tokens: make.counter("prompt_tokens_total", "Prompt tokens of started sequences."),
+            engine,
+            prompt_tokens: make.counter(
+                "prompt_tokens_total",
+                "Tokens of started prompts, each counted once for all its choices.",
+            ),
             generation_tokens: make.counter("generation_tokens_total", "Tokens generated."),
             finished,
             http: make.counters(
@@ -199,8 +180,6 @@ impl Metrics {
                 "The parameter max_tokens, by request.",
                 TOKENS,
             ),
-            steps,
-            drain: Mutex::new(Drain { latest: Instant::now(), gap_s: 0.0 }),
             model_name: model_name.to_owned(),
             registry,
         }
@@ -234,87 +213,19 @@ impl Metrics {
         self.params_max_tokens.observe(max_tokens as f64);
     }
 
-    /// Whole seconds until a queue of `waiting` is likely to have room, by how fast it drains.
-    pub(crate) fn drain_seconds(&self, waiting: usize) -> u64 {
-        let gap_s = self.drain.lock().map_or(0.0, |drain| drain.gap_s);
-        // Room for a quarter of the queue: all the refused come back at about the same time.
-        (gap_s * waiting as f64 / 4.0).ceil().clamp(1.0, 60.0) as u64
-    }
-
     pub(crate) fn count_end(&self, reason: Finished) {
         self.finished.with_label_values(&[reason.label()]).inc();
-        if let Ok(mut drain) = self.drain.lock() {
-            let now = Instant::now();
-            let gap_s = (now - drain.latest).as_secs_f64().min(60.0);
-            *drain = Drain { latest: now, gap_s: 0.9 * drain.gap_s + 0.1 * gap_s };
-        }
     }
 
     /// The text of `/metrics`.
     pub(crate) fn render(&self, engine: Option<&Snapshot>) -> Result<String, Error> {
         if let Some(now) = engine {
-            self.running.set(now.running as i64);
-            self.waiting.set(now.waiting as i64);
-            self.kv_cache_usage.set(now.blocks_used as f64 / now.blocks_total.max(1) as f64);
-            self.steps.set(now);
+            self.engine.set(now);
         }
         let mut text = Vec::new();
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
             .map_err(|error| internal(&error.to_string()))?;
         String::from_utf8(text).map_err(|error| internal(&error.to_string()))
-    }
-}
-
-/// The engine's own histogram of tokens a step, handed on.
-#[derive(Clone)]
-struct StepTokens {
-    desc: Desc,
-    latest: Arc<Mutex<Snapshot>>,
-}
-
-impl StepTokens {
-    fn new(make: &Maker<'_>) -> Self {
-        use prometheus::core::Describer;
-        let opts = make.opts("iteration_tokens_total", "Tokens computed in a step.");
-        let desc = opts.describe().expect("the name and labels are valid");
-        Self { desc, latest: Default::default() }
-    }
-
-    fn set(&self, now: &Snapshot) {
-        if let Ok(mut latest) = self.latest.lock() {
-            latest.clone_from(now);
-        }
-    }
-}
-
-impl Collector for StepTokens {
-    fn desc(&self) -> Vec<&Desc> {
-        vec![&self.desc]
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let now = self.latest.lock().map(|latest| latest.clone()).unwrap_or_default();
-        let mut histogram = proto::Histogram::default();
-        let mut cumulative = 0;
-        let mut buckets = Vec::new();
-        for (bound, count) in STEP_TOKENS_BOUNDS.iter().zip(&now.step_tokens) {
-            cumulative += count;
-            let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(*bound as f64);
-            bucket.set_cumulative_count(cumulative);
-            buckets.push(bucket);
-        }
-        histogram.set_bucket(buckets);
-        histogram.set_sample_count(now.step_tokens.iter().sum());
-        histogram.set_sample_sum(now.step_tokens_sum as f64);
-        let mut metric = proto::Metric::from_label(self.desc.const_label_pairs.clone());
-        metric.set_histogram(histogram);
-        let mut family = MetricFamily::default();
-        family.set_name(self.desc.fq_name.clone());
-        family.set_help(self.desc.help.clone());
-        family.set_field_type(MetricType::HISTOGRAM);
-        family.set_metric(vec![metric]);
-        vec![family]
     }
 }

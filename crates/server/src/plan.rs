@@ -7,6 +7,7 @@ use engine::request::{Request, Sampling};
 use openai::{Error, Generation};
 
 use crate::app::ServedModel;
+use crate::auth::Caller;
 use crate::decode::DecodeOptions;
 
 /// A `logit_bias` that bans a token.
@@ -36,6 +37,7 @@ pub(crate) struct Asked {
     pub(crate) echo: bool,
     /// `max_tokens` may be cut to what is left of the context.
     pub(crate) may_cut: bool,
+    pub(crate) caller: Caller,
 }
 
 impl Plan {
@@ -64,6 +66,8 @@ impl Plan {
             sampling: sampling(model, generation),
             logprobs: asked.logprobs,
             prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
+            priority: generation.priority,
+            cache_salt: asked.caller.cache_salt(generation.cache_salt.as_deref()),
             ..Request::default()
         };
         check_prompts(model, &asked)?;
@@ -131,16 +135,18 @@ fn budget(
 /// Several prompts enter the queue together: more than it holds would hear "try again" for ever.
 fn check_prompts(model: &ServedModel, asked: &Asked) -> Result<(), Error> {
     let (param, n) = (asked.param, asked.prompts.len());
-    if n <= model.max_waiting {
-        return Ok(());
-    }
-    let holds = model.max_waiting;
-    Err(Error::value(
-        param,
-        format!(
-            "`{param}` has {n} prompts; this server's queue (--max-queue) holds {holds}. Send fewer at once."
-        ),
-    ))
+    let n_tokens: usize = asked.prompts.iter().map(Vec::len).sum();
+    let (has, option, holds) = match n {
+        1 => return Ok(()), // one that is too long for the queue waits alone
+        _ if n > model.max_waiting => (format!("{n} prompts"), "--max-queue", model.max_waiting),
+        _ if n_tokens > model.max_waiting_tokens => {
+            (format!("{n_tokens} tokens in {n} prompts"), "--max-queue-tokens", model.max_waiting_tokens)
+        }
+        _ => return Ok(()),
+    };
+    let message =
+        format!("`{param}` has {has}; this server's queue ({option}) holds {holds}. Send fewer at once.");
+    Err(Error::value(param, message))
 }
 
 /// A first token must be left to draw.

@@ -97,11 +97,11 @@ async fn model(
 
 /// Alive: the engine runs, whether or not new requests are taken.
 async fn health(State(app): State<App>) -> Response {
+    if !app.engine_lives() {
+        return unavailable("engine_dead");
+    }
     match app.model() {
         None => loading(&app),
-        Some(model) if !model.engine.snapshot().alive => {
-            (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": "dead"}))).into_response()
-        }
         Some(_) => Json(json!({"status": "ok"})).into_response(),
     }
 }
@@ -109,16 +109,18 @@ async fn health(State(app): State<App>) -> Response {
 /// Ready: a new request would be taken.
 async fn ready(State(app): State<App>) -> Response {
     let Some(model) = app.model() else { return loading(&app) };
-    let now = model.engine.snapshot();
-    let status = if app.phase() != Phase::Serving {
-        "draining"
-    } else if !now.alive {
-        "dead"
-    } else if now.waiting >= model.max_waiting as u64 {
-        "full"
+    if !app.engine_lives() {
+        unavailable("engine_dead")
+    } else if app.phase() != Phase::Serving {
+        unavailable("draining")
+    } else if app.waiting().is_full(model.max_waiting, model.max_waiting_tokens) {
+        unavailable("full")
     } else {
-        return Json(json!({"status": "ready"})).into_response();
-    };
+        Json(json!({"status": "ready"})).into_response()
+    }
+}
+
+fn unavailable(status: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, Json(json!({"status": status}))).into_response()
 }
 

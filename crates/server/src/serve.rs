@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
-use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -21,20 +20,26 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::app::{App, Phase};
 use crate::connection::{HeldBody, Liveness, Socket};
+use crate::watchdog::{EngineFault, watch};
 
-/// After the grace period: time for the last errors to reach their clients.
-const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pause after a failed accept (no file descriptors left): nothing else would slow the loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `shutdown` resolves, then lets running requests finish within the grace period.
 ///
-/// While they finish, the port still answers: new requests hear 503.
-pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+/// While they finish, the port still answers: new requests hear 503. If the engine dies or gets stuck,
+/// all requests end with an error, and this returns without waiting for the engine.
+pub async fn run(
+    listener: TcpListener,
+    app: App,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), EngineFault> {
     let router = crate::routes::router(&app);
     let (closing, _) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
+    let mut watch = pin!(watch(app.options().step_timeout, || app.pulse()));
+    let mut fault = None;
     let mut deadline: Option<Instant> = None;
     let mut grace_is_over = false;
     loop {
@@ -54,28 +59,35 @@ pub async fn run(listener: TcpListener, app: App, shutdown: impl Future<Output =
                 app.set_phase(Phase::Draining);
                 deadline = Some(Instant::now() + app.options().grace);
             }
+            found = &mut watch, if fault.is_none() => {
+                tracing::error!("{found}");
+                app.set_phase(Phase::Dead);
+                deadline = Some(Instant::now() + app.options().last_words);
+                fault = Some(found);
+            }
             () = app.idle(), if deadline.is_some() => break,
             () = at(deadline) => {
-                tracing::warn!("the grace period is over, ending what still runs");
+                tracing::warn!("the time is over for what still runs");
                 grace_is_over = true;
                 break;
             }
         }
     }
     drop(listener);
-    if grace_is_over {
+    let last_words = app.options().last_words;
+    if grace_is_over && fault.is_none() {
         app.set_phase(Phase::Ending);
-        let _ = timeout(LAST_WORDS, app.idle()).await;
+        let _ = timeout(last_words, app.idle()).await;
     }
     // All is answered, but clients may still be reading: they have what is left of the grace period.
     closing.send_replace(true);
     let now = Instant::now();
-    let last = deadline.unwrap_or(now).max(now) + LAST_WORDS;
+    let last = deadline.unwrap_or(now).max(now) + last_words;
     if timeout_at(last, async { while connections.join_next().await.is_some() {} }).await.is_err() {
         tracing::warn!(clients = connections.len(), "cut while they were reading their answers");
     }
     app.set_phase(Phase::Ending);
-    Ok(())
+    fault.map_or(Ok(()), Err)
 }
 
 async fn at(deadline: Option<Instant>) {

@@ -17,7 +17,7 @@ use tracing::Instrument;
 use crate::answers::{Answers, Format, Header, locate};
 use crate::app::App;
 use crate::decode::Delta;
-use crate::errors::{internal, shutting_down};
+use crate::errors::internal;
 
 /// Chunks that may wait for a slow client; when they do, only its own stream waits.
 const CHUNKS_AHEAD: usize = 32;
@@ -90,7 +90,7 @@ impl<F: Format> Writer<F> {
                     next => piece = next,
                 },
                 () = client.closed() => return Err(Gone),
-                () = app.ending() => return self.fail(shutting_down()).await,
+                error = app.ending() => return self.fail(error).await,
                 () = sleep(app.options().keep_alive) => {
                     self.send(Bytes::from_static(b": keep-alive\n\n")).await?;
                     piece = None;

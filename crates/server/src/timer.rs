@@ -2,12 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use crate::app::App;
+use crate::app::{App, OpenSequence};
 use crate::metrics::Finished;
+use crate::waiting::Place;
 
-/// One sequence's times. It is counted once: when it finishes, or as `abort` when dropped.
+/// One sequence's times. It is counted once: when it finishes, or when dropped.
 pub(crate) struct SequenceTimer {
     app: App,
+    _open: OpenSequence,
+    /// The prompt's place in the queue: its first choice has it.
+    place: Option<Place>,
     prompt_len: usize,
     submitted: Instant,
     started: Option<Instant>,
@@ -18,9 +22,11 @@ pub(crate) struct SequenceTimer {
 }
 
 impl SequenceTimer {
-    pub(crate) fn new(app: App, prompt_len: usize, submitted: Instant) -> Self {
+    pub(crate) fn new(app: &App, place: Option<Place>, prompt_len: usize, submitted: Instant) -> Self {
         Self {
-            app,
+            app: app.clone(),
+            _open: app.open_sequence(),
+            place,
             prompt_len,
             submitted,
             started: None,
@@ -36,7 +42,9 @@ impl SequenceTimer {
         self.started = Some(now);
         let metrics = self.app.metrics();
         metrics.queue.observe(seconds(now - self.submitted));
-        metrics.prompt_tokens.inc_by(self.prompt_len as u64);
+        if self.place.take().is_some() {
+            metrics.prompt_tokens.inc_by(self.prompt_len as u64);
+        }
     }
 
     pub(crate) fn token(&mut self) {
@@ -78,7 +86,7 @@ impl SequenceTimer {
 
 impl Drop for SequenceTimer {
     fn drop(&mut self) {
-        self.finish(Finished::Abort);
+        self.finish(if self.app.engine_lives() { Finished::Abort } else { Finished::Error });
     }
 }
 

@@ -3,6 +3,7 @@
 mod common;
 
 use common::{EOS, Server, VOCAB_SIZE, options, post, scripted};
+use engine::testing::FakeRunner;
 use serde_json::json;
 use server::Options;
 use std::time::Duration;
@@ -109,7 +110,8 @@ async fn bodies_that_are_refused() {
 
 #[tokio::test]
 async fn bad_requests_name_the_field() {
-    let server = Server::fake().await;
+    let bounds = engine::Options { max_waiting: 4, max_waiting_tokens: 9, ..Default::default() };
+    let server = Server::running(options(), FakeRunner::new(common::model_limits()), bounds).await;
     let long = "a b ".repeat(300);
     let bans: serde_json::Map<_, _> = (0..VOCAB_SIZE).map(|id| (id.to_string(), json!(-100))).collect();
     let mut all_but_eos = bans.clone();
@@ -148,6 +150,7 @@ async fn bad_requests_name_the_field() {
             Some("messages"),
         ),
         ("/v1/completions", json!({"prompt": vec![[3]; 5]}), 400, "invalid_value", Some("prompt")),
+        ("/v1/completions", json!({"prompt": vec![[3; 5]; 2]}), 400, "invalid_value", Some("prompt")),
         (
             "/v1/completions",
             json!({"prompt": [3], "logit_bias": bans}),
@@ -250,7 +253,7 @@ async fn cross_origin() {
 }
 
 #[tokio::test]
-async fn loading_then_ready_then_dead() {
+async fn loading_then_ready() {
     let server = Server::loading(options()).await;
     server.app.set_progress(0.5);
     for path in ["/health", "/ready"] {
@@ -264,13 +267,10 @@ async fn loading_then_ready_then_dead() {
     assert_eq!(server.get("/version").await.status, 200);
     assert!(server.get("/metrics").await.body.contains("vllm:num_requests_running"));
 
-    let mut engine = common::Scripted::new(|_, _| ());
-    engine.alive = false;
+    let engine = common::Scripted::new(|_, _| ());
     server.app.set_model(common::model(Box::new(common::SharedScript(std::sync::Arc::new(engine)))));
-    assert_eq!(server.get("/health").await.status, 503);
-    assert_eq!(server.get("/ready").await.status, 503);
-    let reply = server.post("/v1/completions", &json!({"prompt": "a"})).await;
-    assert_eq!((reply.status, reply.error().0.as_str()), (503, "engine_dead"));
+    assert_eq!(server.get("/health").await.status, 200);
+    assert_eq!(server.get("/ready").await.status, 200);
 }
 
 #[tokio::test]
@@ -309,6 +309,9 @@ async fn series_are_there_from_the_start() {
     let reply = server.get("/metrics").await;
     assert_eq!(reply.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let expected = [
+        ("num_preemptions_total", "counter"),
+        ("prefix_cache_queries_total", "counter"),
+        ("prefix_cache_hits_total", "counter"),
         ("num_requests_running", "gauge"),
         ("num_requests_waiting", "gauge"),
         ("kv_cache_usage_perc", "gauge"),
@@ -333,7 +336,10 @@ async fn series_are_there_from_the_start() {
         assert!(reply.body.contains(&format!("# TYPE vllm:{name} {kind}\n")), "{name}");
         assert!(reply.body.contains(&format!("# HELP vllm:{name} ")), "{name}");
     }
-    for line in reply.body.lines().filter(|line| line.starts_with("vllm:")) {
+    let lines: Vec<&str> =
+        reply.body.lines().filter(|l| l.starts_with("vllm:") || l.starts_with("strait:")).collect();
+    assert_eq!(lines.iter().filter(|line| line.starts_with("strait:")).count(), 5, "{lines:?}");
+    for line in lines {
         assert!(line.contains("model_name=\"org/fake\""), "{line}");
         assert!(line.ends_with(" 0"), "{line}");
     }
@@ -346,6 +352,12 @@ async fn series_are_there_from_the_start() {
 }
 
 #[tokio::test]
+async fn what_is_off_has_no_series() {
+    let server = Server::loading(Options { prefix_cache: false, ..options() }).await;
+    assert!(!server.get("/metrics").await.body.contains("prefix_cache"));
+}
+
+#[tokio::test]
 async fn series_add_up() {
     let server = Server::fake().await;
     let body = json!({"prompt": [3, 4], "max_tokens": 5, "n": 2, "ignore_eos": true});
@@ -353,7 +365,7 @@ async fn series_add_up() {
     assert_eq!(server.post("/nothing", &body).await.status, 404);
     for (start, value) in [
         ("vllm:generation_tokens_total", 10.0),
-        ("vllm:prompt_tokens_total", 4.0),
+        ("vllm:prompt_tokens_total", 2.0),
         ("vllm:request_success_total{finished_reason=\"length\"", 2.0),
         ("vllm:time_to_first_token_seconds_count", 2.0),
         ("vllm:inter_token_latency_seconds_count", 8.0),

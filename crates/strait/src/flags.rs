@@ -73,9 +73,15 @@ pub(crate) struct ServerFlags {
     /// Sequences computed together [default: 64]
     #[arg(long, env = "STRAIT_MAX_NUM_SEQS", value_name = "N")]
     pub max_num_seqs: Option<usize>,
-    /// Requests that may wait for a place; more hear 429 [default: 1024]
+    /// Prompts that may wait for a place; more hear 429 [default: 1024]
     #[arg(long, env = "STRAIT_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
+    /// Tokens of all prompts that may wait; more hear 429, but one prompt may always wait [default: no bound]
+    #[arg(long, env = "STRAIT_MAX_QUEUE_TOKENS", value_name = "N")]
+    pub max_queue_tokens: Option<usize>,
+    /// Do not keep computed prompts for requests that begin alike
+    #[arg(long, env = "STRAIT_NO_PREFIX_CACHE", value_parser = BoolishValueParser::new())]
+    pub no_prefix_cache: bool,
     /// Largest request body [default: 16MiB]
     #[arg(long, env = "STRAIT_MAX_BODY_SIZE", value_name = "SIZE")]
     pub max_body_size: Option<String>,
@@ -91,6 +97,12 @@ pub(crate) struct ServerFlags {
     /// Seconds that running requests may go on after SIGTERM [default: 30]
     #[arg(long, env = "STRAIT_GRACE_PERIOD", value_name = "SECONDS")]
     pub grace_period: Option<f64>,
+    /// Seconds that a request may take, waiting included; then it ends with an error [default: no bound]
+    #[arg(long, env = "STRAIT_REQUEST_TIMEOUT", value_name = "SECONDS")]
+    pub request_timeout: Option<f64>,
+    /// Seconds without progress after which the engine counts as dead, and the process ends [default: 300]
+    #[arg(long, env = "STRAIT_STEP_TIMEOUT", value_name = "SECONDS")]
+    pub step_timeout: Option<f64>,
     /// How log lines look [default: text]
     #[arg(long, env = "STRAIT_LOG_FORMAT", value_name = "text|json")]
     pub log_format: Option<String>,

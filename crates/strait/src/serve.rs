@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use clap::Args;
-use server::{App, Build, Defaults, KvCacheInfo, Options, ServedModel};
+use server::{App, Build, Defaults, EngineFault, KvCacheInfo, Options, ServedModel};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -83,23 +83,30 @@ async fn serve(
     let names = if server.names.is_empty() { vec![files.name.clone()] } else { server.names.clone() };
     let app = App::new(options(&server, &names));
 
-    let (failed, failure) = oneshot::channel();
+    let (tell, loaded) = oneshot::channel();
     let loading = app.clone();
     thread::Builder::new().name("load".into()).spawn(move || {
         let outcome = load_and_run(&files, &model, &server, &loading, |loaded| {
             welcome(loaded, &url, &names[0], !server.api_keys.is_empty(), start);
         });
-        let _ = failed.send(outcome); // nobody listens any more once the server has ended
+        let _ = tell.send(outcome); // nobody listens any more once the server has ended
     })?;
 
-    let serving = pin!(server::run(listener, app, shutdown));
+    until_ended(server::run(listener, app, shutdown), loaded).await
+}
+
+/// Until the server was told to stop, the model could not be loaded, or the engine died: whoever started
+/// the process sees by its exit code that it must be started again.
+async fn until_ended(
+    serving: impl Future<Output = Result<(), EngineFault>>,
+    loaded: oneshot::Receiver<anyhow::Result<()>>,
+) -> Result<(), Failure> {
+    let mut serving = pin!(serving);
     tokio::select! {
-        ended = serving => Ok(ended?),
-        failed = failure => match failed {
-            Ok(Err(error)) => Err(Failure::Runtime(error)),
-            _ => Err(Failure::Runtime(anyhow::anyhow!("the engine has stopped after a fault; the lines above have the cause"))),
-        },
+        ended = &mut serving => return Ok(ended?),
+        loaded = loaded => loaded.context("loading has panicked; the lines above have the cause")??,
     }
+    Ok(serving.await?)
 }
 
 pub(crate) fn options(settings: &ServerSettings, names: &[String]) -> Options {
@@ -112,7 +119,11 @@ pub(crate) fn options(settings: &ServerSettings, names: &[String]) -> Options {
         stall_timeout: settings.stall_timeout,
         keep_alive: settings.keep_alive,
         grace: settings.grace,
+        request_timeout: settings.request_timeout,
+        step_timeout: settings.step_timeout,
+        prefix_cache: settings.prefix_cache,
         build: build(),
+        ..Options::default()
     }
 }
 
@@ -125,7 +136,7 @@ fn build() -> Build {
     }
 }
 
-/// Loads, opens the service, and stays until the engine's thread ends: only a fault ends it early.
+/// Loads, starts the engine on a thread of its own, and opens the service.
 pub(crate) fn load_and_run(
     files: &ModelFiles,
     model: &ModelSettings,
@@ -144,11 +155,14 @@ pub(crate) fn load_and_run(
     };
     let options = engine::Options {
         max_waiting: server.max_waiting,
+        max_waiting_tokens: server.max_waiting_tokens,
         sampled_vocab: text.tokenizer.vocab_size(),
+        prefix_cache: server.prefix_cache,
         model_identity: fingerprint.clone(),
         ..Default::default()
     };
-    let (engine, thread) = engine::start(model, options);
+    // The server watches the engine. Its thread is not waited for: it may be stuck.
+    let (engine, _) = engine::start(model, options);
     app.set_model(ServedModel {
         engine: Box::new(engine),
         tokenizer: text.tokenizer,
@@ -159,6 +173,7 @@ pub(crate) fn load_and_run(
         vocab_size: plan.limits.vocab_size,
         fingerprint,
         max_waiting: server.max_waiting,
+        max_waiting_tokens: server.max_waiting_tokens,
         device,
         kv_cache: KvCacheInfo {
             block_len: plan.limits.block_len,
@@ -167,7 +182,6 @@ pub(crate) fn load_and_run(
         },
     });
     ready(&welcome);
-    let _ = thread.join(); // a panic has been printed by its thread
     Ok(())
 }
 
@@ -270,5 +284,81 @@ impl Signals {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::process::ExitCode;
+    use std::time::Duration;
+
+    use engine::testing::{FakeRunner, limits};
+    use serde_json::json;
+
+    use super::*;
+    use crate::settings::ModelSource;
+
+    /// How `strait serve` ends when the first request meets this model.
+    fn ended(runner: impl FnOnce(FakeRunner) -> FakeRunner) -> Failure {
+        let tokenizer = ModelFiles::open(&ModelSource::Demo).unwrap().text().unwrap().tokenizer().unwrap();
+        let limits = engine::runner::Limits { vocab_size: tokenizer.vocab_size(), ..limits() };
+        let runner = runner(FakeRunner::new(limits.clone()));
+        let (engine, _) = engine::start(runner, engine::Options::default());
+        let step_timeout = Duration::from_secs(2);
+        let app = App::new(Options { step_timeout, ..Options::default() });
+        app.set_model(ServedModel {
+            engine: Box::new(engine),
+            tokenizer: tokenizer.into(),
+            chat_template: None,
+            eos_ids: Vec::new(),
+            defaults: Defaults::default(),
+            context_len: limits.context_len,
+            vocab_size: limits.vocab_size,
+            fingerprint: "fp_test".into(),
+            max_waiting: 1,
+            max_waiting_tokens: usize::MAX,
+            device: "none".into(),
+            kv_cache: KvCacheInfo::default(),
+        });
+        let (tell, loaded) = oneshot::channel();
+        tell.send(Ok(())).unwrap();
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let failure = runtime.block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}/v1/completions", listener.local_addr().unwrap());
+            let asked = thread::spawn(move || {
+                let agent = ureq::Agent::config_builder().http_status_as_error(false).build().new_agent();
+                agent.post(url).send_json(json!({"prompt": [5], "max_tokens": 9})).unwrap().status()
+            });
+            let ended = until_ended(server::run(listener, app, pending()), loaded).await;
+            assert_eq!(asked.join().unwrap(), 503);
+            ended.unwrap_err()
+        });
+        runtime.shutdown_background();
+        failure
+    }
+
+    #[test]
+    fn a_dead_or_stuck_engine_ends_the_process_with_an_error() {
+        let stuck = Duration::from_secs(60);
+        for (failure, cause) in [
+            (ended(|runner| runner.panic_at(1)), "the engine has stopped after a fault"),
+            (ended(|runner| runner.delay(stuck)), "no step has ended for 2 s"),
+        ] {
+            assert!(failure.to_string().contains(cause), "{failure}");
+            assert_eq!(format!("{:?}", failure.exit_code()), format!("{:?}", ExitCode::from(1)));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_loaded_ends_the_process() {
+        let (tell, loaded) = oneshot::channel();
+        tell.send(Err(anyhow::anyhow!("no such file"))).unwrap();
+        let failure = until_ended(pending(), loaded).await.unwrap_err();
+        assert_eq!(failure.to_string(), "no such file");
+        let (tell, loaded) = oneshot::channel();
+        drop(tell);
+        assert!(until_ended(pending(), loaded).await.unwrap_err().to_string().contains("panicked"));
     }
 }

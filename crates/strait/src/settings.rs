@@ -49,11 +49,16 @@ pub(crate) struct ServerSettings {
     pub api_keys: Vec<String>,
     pub cors_origins: Vec<String>,
     pub max_waiting: usize,
+    pub max_waiting_tokens: usize,
+    pub prefix_cache: bool,
     pub body_bytes_max: usize,
     pub read_timeout: Duration,
     pub stall_timeout: Duration,
     pub keep_alive: Duration,
     pub grace: Duration,
+    /// `None`: no bound.
+    pub request_timeout: Option<Duration>,
+    pub step_timeout: Duration,
     pub log: LogSettings,
 }
 
@@ -131,6 +136,7 @@ impl ServerSettings {
         let api_keys = wrong.note("api-key", filled(&flags.api_key));
         let cors_origins = wrong.note("cors-origin", filled(&flags.cors_origin));
         let max_waiting = wrong.note("max-queue", within(flags.max_queue, 1024, 1, 1 << 20));
+        let max_waiting_tokens = wrong.note("max-queue-tokens", optional(flags.max_queue_tokens, 1, 1 << 40));
         let body = size::parse(flags.max_body_size.as_deref().unwrap_or("16MiB"));
         let body =
             wrong.note("max-body-size", body.and_then(|n| within(Some(n as usize), 0, 1 << 10, 1 << 30)));
@@ -138,6 +144,9 @@ impl ServerSettings {
         let stall_timeout = wrong.note("stall-timeout", seconds(flags.stall_timeout, 30.0));
         let keep_alive = wrong.note("keep-alive", seconds(flags.keep_alive, 15.0));
         let grace = wrong.note("grace-period", seconds(flags.grace_period, 30.0));
+        let request_timeout =
+            wrong.note("request-timeout", flags.request_timeout.map(|s| seconds(Some(s), s)).transpose());
+        let step_timeout = wrong.note("step-timeout", seconds(flags.step_timeout, 300.0));
         let json = wrong.note("log-format", log_format(flags.log_format.as_deref().unwrap_or("text")));
         let levels = wrong.note("log-level", log_levels(flags.log_level.as_deref().unwrap_or("info")));
         let build = || {
@@ -148,11 +157,15 @@ impl ServerSettings {
                 api_keys: api_keys?,
                 cors_origins: cors_origins?,
                 max_waiting: max_waiting?,
+                max_waiting_tokens: max_waiting_tokens?.unwrap_or(usize::MAX),
+                prefix_cache: !flags.no_prefix_cache,
                 body_bytes_max: body?,
                 read_timeout: read_timeout?,
                 stall_timeout: stall_timeout?,
                 keep_alive: keep_alive?,
                 grace: grace?,
+                request_timeout: request_timeout?,
+                step_timeout: step_timeout?,
                 log: LogSettings { json: json?, levels: levels? },
             })
         };

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use engine::request::{End, Event, FinishReason, Request, Token};
@@ -51,6 +51,7 @@ pub fn model(engine: Box<dyn Engine>) -> ServedModel {
         vocab_size: VOCAB_SIZE,
         fingerprint: "fp_test".into(),
         max_waiting: 4,
+        max_waiting_tokens: usize::MAX,
         device: "fake".into(),
         kv_cache: Default::default(),
     }
@@ -62,7 +63,7 @@ pub struct Server {
     pub address: SocketAddr,
     pub app: App,
     stop: Option<oneshot::Sender<()>>,
-    pub task: JoinHandle<std::io::Result<()>>,
+    pub task: JoinHandle<Result<(), server::EngineFault>>,
 }
 
 impl Server {
@@ -87,8 +88,18 @@ impl Server {
 
     /// The real engine on a model without weights.
     pub async fn fake() -> Self {
-        let (handle, _) = engine::start(FakeRunner::new(model_limits()), engine::Options::default());
-        Self::with(options(), Box::new(handle)).await
+        let runner = FakeRunner::new(model_limits());
+        Self::running(options(), runner, engine::Options::default()).await
+    }
+
+    /// The real engine on such a model.
+    pub async fn running(options: Options, runner: FakeRunner, of_engine: engine::Options) -> Self {
+        let server = Self::loading(options).await;
+        let bounds = (of_engine.max_waiting, of_engine.max_waiting_tokens);
+        let (handle, _) = engine::start(runner, of_engine);
+        let (max_waiting, max_waiting_tokens) = bounds;
+        server.app.set_model(ServedModel { max_waiting, max_waiting_tokens, ..model(Box::new(handle)) });
+        server
     }
 
     pub fn stop(&mut self) {
@@ -107,6 +118,13 @@ impl Server {
 
     pub async fn post(&self, path: &str, body: &Value) -> Reply {
         self.send(&post(path, &body.to_string())).await
+    }
+
+    /// Sends a request and leaves its answer to [`read_reply`].
+    pub async fn begin(&self, path: &str, body: &Value) -> TcpStream {
+        let mut client = TcpStream::connect(self.address).await.unwrap();
+        client.write_all(post(path, &body.to_string()).as_bytes()).await.unwrap();
+        client
     }
 
     /// The value of a metric's line, found by its beginning.
@@ -188,7 +206,7 @@ pub async fn read_reply(client: &mut TcpStream) -> Reply {
     parse_reply(&String::from_utf8(bytes).unwrap())
 }
 
-fn parse_reply(text: &str) -> Reply {
+pub fn parse_reply(text: &str) -> Reply {
     let text = text.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(text);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no head in {text:?}"));
     let mut lines = head.split("\r\n");
@@ -215,6 +233,22 @@ fn unchunk(mut body: &str) -> String {
     }
 }
 
+/// What a model's steps wait at until a test opens it.
+#[derive(Clone, Default)]
+pub struct Gate(Arc<(Mutex<bool>, Condvar)>);
+
+impl Gate {
+    pub fn open(&self) {
+        *self.0.0.lock().unwrap() = true;
+        self.0.1.notify_all();
+    }
+
+    pub fn pass(&self) {
+        let open = self.0.0.lock().unwrap();
+        drop(self.0.1.wait_while(open, |open| !*open).unwrap());
+    }
+}
+
 /// An engine that does what a test says, request by request.
 pub struct Scripted {
     play: Box<dyn Fn(Request, Script) + Send + Sync>,
@@ -222,7 +256,6 @@ pub struct Scripted {
     /// Requests that are taken; the others hear `refusal`.
     pub room: AtomicUsize,
     pub refusal: Busy,
-    pub alive: bool,
 }
 
 impl Scripted {
@@ -233,7 +266,6 @@ impl Scripted {
             requests: Arc::default(),
             room: AtomicUsize::new(usize::MAX),
             refusal: Busy::Requests { max_waiting: 4 },
-            alive: true,
         }
     }
 }
@@ -254,7 +286,7 @@ impl Engine for SharedScript {
     }
 
     fn snapshot(&self) -> Snapshot {
-        Snapshot { alive: self.0.alive, blocks_total: 1, ..Snapshot::default() }
+        Snapshot { alive: true, blocks_total: 1, ..Snapshot::default() }
     }
 }
 

@@ -81,6 +81,7 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
         context_len: limits.context_len,
         fingerprint: "fp_bench".into(),
         max_waiting: 1,
+        max_waiting_tokens: usize::MAX,
         device: "none".into(),
         kv_cache: KvCacheInfo {
             block_len: limits.block_len,

@@ -1,0 +1,105 @@
+//! An engine that can serve nobody any more: all hear of it, and the server ends.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Gate, PATIENCE, Reply, Server, model_limits, options, post, read_reply};
+use engine::testing::FakeRunner;
+use serde_json::{Value, json};
+use server::{EngineFault, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const PATH: &str = "/v1/completions";
+
+fn asked(stream: bool) -> Value {
+    json!({"prompt": [3], "max_tokens": 100, "stream": stream, "ignore_eos": true})
+}
+
+/// A server whose second step waits at the gate, and panics behind it if it shall; and a stream that has
+/// had its first token.
+async fn at_the_gate(options: Options, panics: bool) -> (Server, Gate, TcpStream, Vec<u8>) {
+    let gate = Gate::default();
+    let at_gate = gate.clone();
+    let runner = FakeRunner::new(model_limits()).edit(move |tokens, _| {
+        if tokens.len() > 1 {
+            at_gate.pass();
+            assert!(!panics, "the fake model panics, as told");
+        }
+    });
+    let server = Server::running(options, runner, engine::Options::default()).await;
+    let mut stream = server.begin(PATH, &asked(true)).await;
+    let mut head = Vec::new();
+    while !head.windows(6).any(|bytes| bytes == b"data: ") {
+        assert_ne!(timeout(PATIENCE, stream.read_buf(&mut head)).await.unwrap().unwrap(), 0);
+    }
+    (server, gate, stream, head)
+}
+
+async fn end_of(mut stream: TcpStream, mut head: Vec<u8>) -> Reply {
+    timeout(PATIENCE, stream.read_to_end(&mut head)).await.expect("it ends").unwrap();
+    common::parse_reply(&String::from_utf8(head).unwrap())
+}
+
+fn assert_dead(reply: &Reply) {
+    assert_eq!((reply.status, reply.error().0.as_str()), (503, "engine_dead"), "{reply:?}");
+    assert!(reply.header("retry-after").is_some());
+}
+
+#[tokio::test]
+async fn a_dead_engine_ends_everything() {
+    let patient = Options { last_words: PATIENCE, read_timeout: PATIENCE, ..options() };
+    let (server, gate, stream, head) = at_the_gate(patient, true).await;
+    let mut whole = server.begin(PATH, &asked(false)).await;
+    server.until_metric("vllm:num_requests_waiting", 1.0).await;
+    // As long as somebody has an answer to come, the port is open.
+    let mut slow = TcpStream::connect(server.address).await.unwrap();
+    let request = post(PATH, &asked(false).to_string());
+    slow.write_all(&request.as_bytes()[..request.len() - 1]).await.unwrap();
+    gate.open();
+    let events = end_of(stream, head).await.events();
+    assert_eq!(events.last().unwrap()["error"]["code"], "engine_dead", "{events:?}");
+    assert_dead(&read_reply(&mut whole).await);
+    for path in ["/health", "/ready"] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.status, &reply.json()["status"]), (503, &json!("engine_dead")), "{path}");
+    }
+    assert_dead(&server.post(PATH, &asked(true)).await);
+    assert_eq!(server.metric("vllm:request_success_total{finished_reason=\"error\"").await, 2.0);
+    assert_eq!(server.metric("vllm:request_success_total{finished_reason=\"abort\"").await, 0.0);
+    slow.write_all(&request.as_bytes()[request.len() - 1..]).await.unwrap();
+    assert_dead(&read_reply(&mut slow).await);
+    let ended = timeout(PATIENCE, server.task).await.expect("run returns").unwrap();
+    assert_eq!(ended, Err(EngineFault::Dead));
+}
+
+#[tokio::test]
+async fn a_stuck_engine_ends_everything() {
+    let step_timeout = Duration::from_millis(1500);
+    let impatient = Options { step_timeout, last_words: PATIENCE, read_timeout: PATIENCE, ..options() };
+    let (server, gate, stream, head) = at_the_gate(impatient, false).await;
+    let mut whole = server.begin(PATH, &asked(false)).await;
+    let mut slow = TcpStream::connect(server.address).await.unwrap();
+    slow.write_all(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n").await.unwrap();
+    let events = end_of(stream, head).await.events();
+    assert_eq!(events.last().unwrap()["error"]["code"], "engine_dead", "{events:?}");
+    assert_dead(&read_reply(&mut whole).await);
+    assert_eq!(server.get("/health").await.status, 503);
+    assert_eq!(server.metric("vllm:request_success_total{finished_reason=\"error\"").await, 2.0);
+    drop(slow);
+    let ended = timeout(PATIENCE, server.task).await.expect("run does not wait for the engine").unwrap();
+    assert_eq!(ended, Err(EngineFault::Stuck(step_timeout)));
+    gate.open();
+}
+
+#[tokio::test]
+async fn an_engine_may_take_its_time() {
+    let step_timeout = Duration::from_millis(800);
+    let runner = FakeRunner::new(model_limits()).delay(Duration::from_millis(100));
+    let impatient = Options { step_timeout, ..options() };
+    let server = Server::running(impatient, runner, engine::Options::default()).await;
+    let body = json!({"prompt": [3], "max_tokens": 12, "ignore_eos": true});
+    assert_eq!(server.post(PATH, &body).await.status, 200, "many steps take longer than one may");
+}

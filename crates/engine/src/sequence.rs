@@ -169,6 +169,7 @@ impl Sequence {
             return Err(PoolFull { wanted: spare, available });
         }
         self.computed = table.len_cached();
+        self.computed_max = self.computed_max.max(self.computed);
         self.table = Some(table);
         self.awaited = None;
         Ok(())

@@ -32,13 +32,13 @@ pub fn limits() -> Limits {
 /// Logits after `tokens`: noise in [0, 1) that any change of any token changes. A row's largest
 /// is the fake's next token.
 pub fn fill_noise(tokens: &[u32], row: &mut [f32]) {
-    fill_noise_in_units(tokens, 0, row);
+    fill_noise_in_units(tokens, |_| false, row);
 }
 
-/// [`fill_noise`] where the first `border` tokens were computed in units, which changes it too.
-pub fn fill_noise_in_units(tokens: &[u32], border: usize, row: &mut [f32]) {
+/// [`fill_noise`] where the tokens at some positions were computed in units, which changes it too.
+pub fn fill_noise_in_units(tokens: &[u32], in_unit: impl Fn(usize) -> bool, row: &mut [f32]) {
     let tokens = tokens.iter().enumerate();
-    noise(tokens.fold(SEED, |state, (position, &token)| digest(state, token, position < border)), row);
+    noise(tokens.fold(SEED, |state, (position, &token)| digest(state, token, in_unit(position))), row);
 }
 
 fn noise(state: u64, row: &mut [f32]) {

@@ -1,16 +1,19 @@
 //! An engine stepped by hand, and clients that keep account of what they hear.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use engine::request::{End, Event, FinishReason, Logprobs, Request, Sampling, Token};
 use engine::testing::{FakeRunner, fill_noise_in_units};
-use engine::{Busy, Engine, EngineHandle, Events, Options, connect};
+use engine::{Busy, Engine, EngineHandle, Events, Options, Snapshot, connect};
 
 pub(crate) use engine::runner::{Limits, ModelRunner};
 
 pub(crate) struct Rig {
     pub(crate) handle: EngineHandle,
-    engine: Engine<FakeRunner>,
+    /// Until it dies.
+    engine: Option<Engine<FakeRunner>>,
     /// What the engine takes for the time.
     pub(crate) now: Instant,
 }
@@ -22,7 +25,7 @@ impl Rig {
 
     pub(crate) fn with_options(runner: FakeRunner, options: Options) -> Self {
         let (handle, inbox) = connect(runner.limits(), options);
-        Self { handle, engine: Engine::new(runner, inbox), now: Instant::now() }
+        Self { handle, engine: Some(Engine::new(runner, inbox)), now: Instant::now() }
     }
 
     pub(crate) fn submit(&self, request: Request) -> Client {
@@ -38,16 +41,20 @@ impl Rig {
         self.handle.submit(request).expect("room in the queue").into_iter().map(Client::new).collect()
     }
 
-    /// One step, unless there is nothing to do.
+    /// One step, unless there is nothing to do. False, too, once the engine is dead: of a panic that
+    /// the fake was told to have, or since it was told to shut down.
     pub(crate) fn step(&mut self) -> bool {
-        let now = self.handle.snapshot();
-        if now.running + now.waiting == 0 {
-            return false;
+        let Snapshot { running, waiting, .. } = self.handle.snapshot();
+        running + waiting > 0 && advance(&mut self.engine, self.now)
+    }
+
+    /// Lets go of the last handle, and steps until the engine ends by itself.
+    pub(crate) fn abandon(self, mut after_step: impl FnMut()) {
+        let Self { handle, mut engine, now } = self;
+        drop(handle);
+        while advance(&mut engine, now) {
+            after_step();
         }
-        assert!(self.engine.receive());
-        self.engine.step(self.now);
-        self.engine.check_pool();
-        true
     }
 
     /// Steps until nothing is left to do, then sees the pool whole.
@@ -67,6 +74,27 @@ impl Rig {
         self.finish();
         clients.into_iter().map(Client::end).collect()
     }
+}
+
+/// Receives and steps; false if the engine has ended, and then it is gone.
+fn advance(engine: &mut Option<Engine<FakeRunner>>, now: Instant) -> bool {
+    let Some(running) = engine else { return false };
+    let work = AssertUnwindSafe(|| {
+        let lives = running.receive();
+        if lives {
+            running.step(now);
+            running.check_pool();
+        }
+        lives
+    });
+    let lives = catch_unwind(work).unwrap_or_else(|panic| {
+        let told = panic.downcast_ref::<String>().is_some_and(|text| text.contains("as told"));
+        if told { false } else { resume_unwind(panic) }
+    });
+    if !lives {
+        *engine = None;
+    }
+    lives
 }
 
 /// Everything one request's owner heard, which came in the order that the contract promises.
@@ -146,9 +174,19 @@ impl Client {
         self.end()
     }
 
+    /// Takes one event, if there is one.
+    pub(crate) fn listen_once(&mut self) {
+        if let Some(event) = self.events.try_recv() {
+            self.hear(event);
+        }
+    }
+
+    /// Everything, of a stream that has ended and is closed.
     pub(crate) fn end(mut self) -> Heard {
         self.listen();
         assert!(self.heard.end.is_some(), "no end was heard: {:?}", self.heard);
+        let closed = self.events.poll_recv(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(closed, Poll::Ready(None), "after the end");
         self.heard
     }
 }
@@ -171,9 +209,14 @@ pub(crate) fn expected(request: &Request, limits: &Limits) -> Heard {
     let mut tokens = request.prompt.clone();
     let mut row = vec![0.0; limits.vocab_size];
     let mut reason = FinishReason::Length;
-    let border = tokens.len() - tokens.len() % limits.prefill_unit;
+    let in_unit = |position: usize| {
+        let begin = position - position % limits.prefill_unit;
+        let end = begin.saturating_add(limits.prefill_unit);
+        end <= request.prompt.len()
+            && !request.drawn.iter().any(|drawn| drawn.start < end && begin < drawn.end)
+    };
     while tokens.len() < limits.context_len && tokens.len() < request.prompt.len() + request.max_new_tokens {
-        fill_noise_in_units(&tokens, border, &mut row);
+        fill_noise_in_units(&tokens, in_unit, &mut row);
         let best = (0..limits.vocab_size).rev().max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap() as u32;
         tokens.push(best);
         if request.stop_ids.contains(&best) {

@@ -1,7 +1,11 @@
 //! The engine from outside, on a model without weights: step by step, or on its thread.
+mod ends;
 mod harness;
+mod history;
 mod laws;
 mod life;
 mod random;
 mod scoring;
+mod simulation;
 mod trace;
+mod world;

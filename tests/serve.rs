@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{MODEL, Server, copy_of, golden, path, strait};
 use serde_json::{Value, json};
@@ -93,6 +93,29 @@ fn sigterm_lets_a_running_stream_finish() {
 }
 
 #[test]
+fn killed_under_load_it_serves_again_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let ready = |server: &Server| server.wait_until("loaded", || server.get("/ready").0 == 200);
+    let mut server = Server::spawn_at(directory.path(), 0, &[]);
+    ready(&server);
+    let question = json!({"messages": [{"role": "user", "content": "What is 12 + 30?"}], "temperature": 0});
+    let answered = server.ask("/v1/chat/completions", &question)["choices"].clone();
+    let load = json!({"prompt": [5, 6, 7], "max_tokens": 200, "ignore_eos": true, "stream": true, "n": 16});
+    let mut streams: Vec<_> = (0..4).map(|_| server.stream("/v1/completions", &load)).collect();
+    streams.iter_mut().for_each(|stream| drop(stream.next().unwrap()));
+    server.signal("KILL");
+    assert_eq!(server.end().0, None, "killed");
+    let start = Instant::now();
+    let port = server.url.rsplit(':').next().unwrap().parse().unwrap();
+    let again = Server::spawn_at(directory.path(), port, &[]);
+    ready(&again);
+    assert_eq!(again.ask("/v1/chat/completions", &question)["choices"], answered);
+    println!("killed, started, answered: {:.0?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(20));
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 0, "a server writes no files");
+}
+
+#[test]
 fn a_second_signal_ends_at_once() {
     let mut server = Server::start(&["--model", &golden(MODEL), "--grace-period", "3600"]);
     let request = long_stream();
@@ -156,6 +179,28 @@ fn options_of_the_server_reach_it() {
         let answer = server.preflight("/v1/completions", &headers);
         assert_eq!(answer.contains_key("access-control-allow-origin"), allowed, "{origin}: {answer:?}");
     }
+}
+
+#[test]
+fn options_of_the_engine_reach_it() {
+    let prompt: Vec<u32> = (5..205).collect();
+    let cached = |server: &Server| {
+        let ask = || server.ask("/v1/completions", &json!({"prompt": prompt, "max_tokens": 1}));
+        [ask(), ask()].map(|answer| answer["usage"]["prompt_tokens_details"]["cached_tokens"].clone())
+    };
+    let server = Server::start(&["--model", &golden(MODEL), "--block-size", "16"]);
+    assert_eq!(cached(&server), [json!(0), json!(192)]);
+    assert_eq!(server.metric("vllm:prefix_cache_hits_total"), 192.0);
+    let options = ["--no-prefix-cache", "--max-queue-tokens", "300", "--request-timeout", "0.1"];
+    let server = Server::start(&[&["--model", &golden(MODEL)], &options[..]].concat());
+    assert_eq!(cached(&server), [json!(0), json!(0)]);
+    assert!(!server.get("/metrics").1.contains("prefix_cache"));
+    let (status, answer) = server.post("/v1/completions", &json!({"prompt": [prompt, prompt]}));
+    assert_eq!(status, 400);
+    assert!(answer["error"]["message"].as_str().unwrap().contains("--max-queue-tokens"), "{answer}");
+    let long = json!({"prompt": [5], "max_tokens": 2000, "n": 32, "ignore_eos": true});
+    let (status, answer) = server.post("/v1/completions", &long);
+    assert_eq!((status, &answer["error"]["code"]), (408, &json!("request_timeout")), "{answer}");
 }
 
 #[test]

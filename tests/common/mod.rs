@@ -61,8 +61,13 @@ impl Server {
 
     /// Returns when the port answers.
     pub fn spawn(args: &[&str]) -> Self {
-        let mut command = command(&["serve", "--port", "0"]);
-        let mut child = command.args(args).stderr(Stdio::piped()).spawn().unwrap();
+        Self::spawn_at(Path::new("."), 0, args)
+    }
+
+    /// The same in a directory and on a port.
+    pub fn spawn_at(directory: &Path, port: u16, args: &[&str]) -> Self {
+        let mut command = command(&["serve", "--port", &port.to_string()]);
+        let mut child = command.args(args).current_dir(directory).stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let urls = follow(child.stderr.take().unwrap(), log.clone());
         let url = urls.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("no port: {}", log.lock().unwrap()));

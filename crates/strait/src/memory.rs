@@ -22,7 +22,8 @@ const UNKNOWN_MEMORY: u64 = 4 << 30;
 /// What the owner wants.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct MemoryPolicy {
-    /// `None`: what `sequences` full contexts need, within `share`.
+    /// `None`: what `sequences` full contexts need, within `share`. With less, sequences give way to each
+    /// other; more would only keep more prompts.
     pub kv_bytes: Option<u64>,
     /// Of the available memory, for weights, buffers and KV pool together.
     pub share: f64,

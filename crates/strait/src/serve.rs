@@ -351,6 +351,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn times_reach_the_server() {
+        let typed =
+            ServerFlags { request_timeout: Some(8.0), step_timeout: Some(7.0), ..ServerFlags::default() };
+        let seconds = |flags: &ServerFlags| {
+            let options = options(&ServerSettings::build(flags).unwrap(), &[]);
+            (options.request_timeout.map(|t| t.as_secs()), options.step_timeout.as_secs())
+        };
+        assert_eq!(seconds(&typed), (Some(8), 7));
+        assert_eq!(seconds(&ServerFlags::default()), (None, 300));
+    }
+
     #[tokio::test]
     async fn what_cannot_be_loaded_ends_the_process() {
         let (tell, loaded) = oneshot::channel();

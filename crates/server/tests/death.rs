@@ -95,6 +95,18 @@ async fn a_stuck_engine_ends_everything() {
 }
 
 #[tokio::test]
+async fn a_first_step_may_be_the_one_that_is_stuck() {
+    let gate = Gate::default();
+    let at_gate = gate.clone();
+    let runner = FakeRunner::new(model_limits()).edit(move |_, _| at_gate.pass());
+    let impatient = Options { step_timeout: Duration::from_millis(300), ..options() };
+    let server = Server::running(impatient, runner, engine::Options::default()).await;
+    assert_dead(&server.post(PATH, &asked(false)).await);
+    assert!(matches!(server.task.await.unwrap(), Err(EngineFault::Stuck(_))));
+    gate.open();
+}
+
+#[tokio::test]
 async fn an_engine_may_take_its_time() {
     let step_timeout = Duration::from_millis(800);
     let runner = FakeRunner::new(model_limits()).delay(Duration::from_millis(100));

@@ -1,11 +1,10 @@
 //! What the engine tells about itself without being asked to stop: plain counters.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-
 use kv_cache::PoolStats;
 
 use crate::request::{End, FinishReason};
 use crate::sequence::Progress;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 /// Upper bounds of the buckets that [`Snapshot::step_tokens`] counts in, in tokens.
 pub const STEP_TOKENS_BOUNDS: [u64; 15] =

@@ -2,8 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::TryRecvError;
 use std::time::Instant;
 
 use kv_cache::{BlockId, BlockPool};
@@ -13,6 +11,8 @@ use crate::handle::{Inbox, Message};
 use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
 use crate::sampler::Scratch;
 use crate::scheduler::Scheduler;
+use crate::sync::atomic::Ordering::Relaxed;
+use crate::sync::mpsc::TryRecvError;
 
 /// A model, its KV pool and the sequences that run on it. [`crate::start`] gives it a thread;
 /// tests build it by [`Engine::new`] and call [`Engine::receive`] and [`Engine::step`] themselves.

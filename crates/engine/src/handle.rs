@@ -1,8 +1,6 @@
 //! The engine as others see it: a handle that submits without waiting, and the inbox behind it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
-use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 
 use kv_cache::{Chain, Units};
@@ -14,6 +12,8 @@ use crate::reply::{self, Events, Reply};
 use crate::request::{End, Request};
 use crate::runner::{Limits, ModelRunner};
 use crate::scheduler::Policy;
+use crate::sync::atomic::Ordering::SeqCst;
+use crate::sync::mpsc;
 
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {

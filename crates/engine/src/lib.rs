@@ -16,6 +16,7 @@ pub mod runner;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod sync;
 pub mod testing;
 
 pub use counters::{STEP_TOKENS_BOUNDS, Snapshot};

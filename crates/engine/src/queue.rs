@@ -1,7 +1,8 @@
 //! How much may wait: requests and prompt tokens, counted where they are submitted.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 /// Shared by the handles, who take places, and the engine, which gives them back.
 #[derive(Debug)]

@@ -2,16 +2,15 @@
 
 use std::task::{Context, Poll};
 
-use tokio::sync::mpsc;
-
 use crate::request::{End, Event, Request};
 use crate::runner::Limits;
+use crate::sync::stream::{self, TrySendError};
 
 /// What a request's owner holds. Dropping it cancels the request: its blocks are free again after
 /// the step that runs meanwhile.
 #[derive(Debug)]
 pub struct Events {
-    receiver: mpsc::Receiver<Event>,
+    receiver: stream::Receiver<Event>,
 }
 
 impl Events {
@@ -41,27 +40,27 @@ impl Events {
 #[derive(Debug)]
 pub(crate) struct Reply {
     /// `None` once the end has been sent.
-    sender: Option<mpsc::Sender<Event>>,
+    sender: Option<stream::Sender<Event>>,
 }
 
 /// Room for every event that the request can cause, so that the engine never waits for a reader.
 pub(crate) fn channel(request: &Request, limits: &Limits) -> (Reply, Events) {
     let answer = request.len_max(limits).saturating_sub(request.prompt.len());
     let scores = if request.prompt_logprobs.is_some() { request.prompt.len() } else { 0 };
-    let (sender, receiver) = mpsc::channel(answer + scores + 2); // and `Started`, and the end
+    let (sender, receiver) = stream::channel(answer + scores + 2); // and `Started`, and the end
     (Reply { sender: Some(sender) }, Events { receiver })
 }
 
 impl Reply {
     /// The client has gone.
     pub(crate) fn is_closed(&self) -> bool {
-        self.sender.as_ref().is_none_or(mpsc::Sender::is_closed)
+        self.sender.as_ref().is_none_or(stream::Sender::is_closed)
     }
 
     pub(crate) fn send(&self, event: Event) {
         if let Some(sender) = &self.sender {
             // Closed: the client left, and the next step retires the sequence.
-            let full = matches!(sender.try_send(event), Err(mpsc::error::TrySendError::Full(_)));
+            let full = matches!(sender.try_send(event), Err(TrySendError::Full(_)));
             assert!(!full, "a request had more events than it can cause");
         }
     }

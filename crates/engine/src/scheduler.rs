@@ -17,7 +17,6 @@
 //! the crowd.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use kv_cache::BlockPool;
@@ -29,6 +28,7 @@ use crate::request::End;
 use crate::runner::{Batch, Fault, Limits, Logits};
 use crate::sampler::Scratch;
 use crate::sequence::{Rank, Sequence};
+use crate::sync::atomic::Ordering::Relaxed;
 
 /// What could be otherwise; `examples/simulate.rs` shows what it does to latencies.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -150,3 +150,49 @@ fn step_tokens(now: &Snapshot) -> Histogram {
     histogram.set_sample_sum(now.step_tokens_sum as f64);
     histogram
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_series_is_read_from_its_own_counter() {
+        let now = Snapshot {
+            running: 1,
+            waiting: 2,
+            blocks_used: 3,
+            blocks_total: 4,
+            preempted: 5,
+            recomputed_tokens: 6,
+            steps_failed: 7,
+            expired: 8,
+            cache_queries: 9,
+            cache_hits: 10,
+            cache_copied: 11,
+            blocks_cached: 12,
+            step_tokens_sum: 13,
+            ..Snapshot::default()
+        };
+        let value = |row: &Row| match row.value {
+            Now(value) => value(&now),
+            Total(value) => value(&now) as f64,
+            Value::StepTokens => step_tokens(&now).get_sample_sum(),
+        };
+        let values: Vec<_> = ROWS.iter().chain(PREFIX_CACHE_ROWS).map(|row| (row.name, value(row))).collect();
+        let expected = [
+            ("vllm:num_requests_running", 1.0),
+            ("vllm:num_requests_waiting", 2.0),
+            ("vllm:kv_cache_usage_perc", 0.75),
+            ("vllm:num_preemptions_total", 5.0),
+            ("vllm:iteration_tokens_total", 13.0),
+            ("strait:recomputed_tokens_total", 6.0),
+            ("strait:failed_steps_total", 7.0),
+            ("strait:expired_requests_total", 8.0),
+            ("vllm:prefix_cache_queries_total", 9.0),
+            ("vllm:prefix_cache_hits_total", 10.0),
+            ("strait:prefix_cache_copied_tokens_total", 11.0),
+            ("strait:prefix_cache_blocks", 12.0),
+        ];
+        assert_eq!(values, expected);
+    }
+}

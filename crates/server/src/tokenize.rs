@@ -48,13 +48,14 @@ pub(crate) fn encode_chat(
     let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
     let messages = messages.map_err(|error| internal(&error.to_string()))?;
     let input = ChatInput { messages: &messages, tools: None, add_generation_prompt, kwargs };
-    text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
+    let chat = text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
         TextError::Raised(_) | TextError::Render(_) | TextError::TooManySteps | TextError::TooLong { .. } => {
             Error::value("messages", error.to_string())
         }
         TextError::Reserved(_) => Error::value("chat_template_kwargs", error.to_string()),
         fault => internal(&fault.to_string()),
-    })
+    })?;
+    Ok(chat.ids)
 }
 
 fn no_template() -> Error {

@@ -157,7 +157,7 @@ impl Chat {
         let template = self.text.template.as_ref().ok_or_else(|| anyhow!("no chat template"))?;
         let (messages, kwargs) = (&self.messages, &Map::new());
         let input = ChatInput { messages, tools: None, add_generation_prompt: true, kwargs };
-        let prompt = encode_chat(&self.text.tokenizer, template, &input)?;
+        let prompt = encode_chat(&self.text.tokenizer, template, &input)?.ids;
         let room = self.engine.limits().context_len.saturating_sub(prompt.len());
         let request = Request {
             max_new_tokens: self.max_tokens.unwrap_or(room).clamp(1, room.max(1)),

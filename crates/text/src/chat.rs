@@ -14,9 +14,21 @@ use std::ops::Range;
 
 use serde_json::{Map, Value};
 
+use crate::answers;
 use crate::control::ControlTokens;
 use crate::template::{ChatInput, ChatTemplate};
 use crate::{TextError, Tokenizer};
+
+/// A conversation as ids.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EncodedChat {
+    /// The whole conversation.
+    pub ids: Vec<u32>,
+    /// Where in `ids` the model most likely drew the tokens itself: from the end of a past answer's generation prompt
+    /// to the end of its content. Rising, disjoint, none empty. Answers are left out of which the template changed or
+    /// cut something, or that are no text.
+    pub answers: Vec<Range<usize>>,
+}
 
 /// Ids of a conversation: the template's control tokens as ids, all that clients typed as text, and exactly one BOS
 /// if the template writes one or the tokenizer adds one.
@@ -24,7 +36,7 @@ pub fn encode_chat(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     input: &ChatInput,
-) -> Result<Vec<u32>, TextError> {
+) -> Result<EncodedChat, TextError> {
     let masked = match render(tokenizer.control(), template, input) {
         // Clients send the arguments of past calls as JSON text. Templates that want the object fail on it.
         Err(first @ TextError::Render(_)) => {
@@ -34,17 +46,19 @@ pub fn encode_chat(
         }
         rendered => rendered?,
     };
-    let mut ids = tokenizer.encode_masked(&masked.text, &masked.letters)?;
+    let (mut ids, mut answers) = tokenizer.encode_masked(&masked.text, &masked.letters, &masked.answers)?;
     if let Some(bos) = tokenizer.bos_of_text().filter(|bos| ids.first() != Some(bos)) {
         ids.insert(0, bos);
+        answers.iter_mut().for_each(|range| *range = range.start + 1..range.end + 1);
     }
-    Ok(ids)
+    Ok(EncodedChat { ids, answers })
 }
 
-/// A rendered conversation, and what stands in it for other letters.
+/// A rendered conversation, what stands in it for other letters, and the bytes of past answers.
 struct Masked {
     text: String,
     letters: Vec<StandIn>,
+    answers: Vec<Range<usize>>,
 }
 
 /// A private-use letter and the letter in whose place it stands.
@@ -59,14 +73,27 @@ fn render(control: &ControlTokens, template: &ChatTemplate, input: &ChatInput) -
         String::new()
     });
     if survey.hidden.is_empty() {
-        return Ok(Masked { text: template.render(input)?.text, letters: Vec::new() });
+        return masked(template, input, Vec::new(), survey.free());
     }
-    let mask = Mask { control, letters: survey.letters()? };
+    let (letters, free) = survey.letters()?;
+    let mask = Mask { control, letters };
     let own = walk(input, &mut |text, is_answer| mask.text(text, is_answer));
-    let masked =
+    let input =
         ChatInput { messages: &own.messages, tools: own.tools.as_deref(), kwargs: &own.kwargs, ..*input };
     let letters = mask.letters.iter().map(|(&letter, &stand_in)| (stand_in, letter)).collect();
-    Ok(Masked { text: template.render(&masked)?.text, letters })
+    masked(template, &input, letters, free)
+}
+
+/// `input` with stand-ins in it, rendered; `free` are private-use letters that are none.
+fn masked(
+    template: &ChatTemplate,
+    input: &ChatInput,
+    letters: Vec<StandIn>,
+    free: impl Iterator<Item = char>,
+) -> Result<Masked, TextError> {
+    let text = template.render(input)?.text;
+    let answers = answers::places(template, input, &text, free);
+    Ok(Masked { text, letters, answers })
 }
 
 /// What clients sent, with every string in it exchanged.
@@ -80,8 +107,7 @@ struct Sent {
 fn walk(input: &ChatInput, change: &mut impl FnMut(&str, bool) -> String) -> Sent {
     let mut messages = Vec::with_capacity(input.messages.len());
     for message in input.messages {
-        let is_answer = message.get("role").and_then(Value::as_str) == Some("assistant");
-        messages.push(match message.as_object().filter(|_| is_answer) {
+        messages.push(match message.as_object().filter(|_| answers::is_answer(message)) {
             Some(fields) => fields
                 .iter()
                 .map(|(key, value)| (change(key, false), walk_value(value, key == "content", change)))
@@ -126,7 +152,7 @@ fn hidden(control: &ControlTokens, text: &str, is_answer: bool) -> BTreeSet<usiz
 }
 
 /// Planes 15 and 16 hold nothing but private-use letters.
-fn is_stand_in(letter: char) -> bool {
+pub(crate) fn is_stand_in(letter: char) -> bool {
     letter >= '\u{F0000}'
 }
 
@@ -148,16 +174,23 @@ impl Survey<'_> {
         self.taken.extend(text.chars().filter(|&letter| is_stand_in(letter)));
     }
 
-    fn letters(self) -> Result<BTreeMap<char, char>, TextError> {
-        let free = ('\u{F0000}'..=char::MAX).filter(|letter| !self.taken.contains(letter));
-        let wanted = self.hidden.len();
-        let letters: BTreeMap<_, _> = self.hidden.into_iter().zip(free).collect();
+    /// Private-use letters that nobody uses.
+    fn free(self) -> impl Iterator<Item = char> {
+        ('\u{F0000}'..=char::MAX).filter(move |letter| !self.taken.contains(letter))
+    }
+
+    /// Letter → what stands in for it; and the free letters that are left.
+    fn letters(mut self) -> Result<(BTreeMap<char, char>, impl Iterator<Item = char>), TextError> {
+        let hidden = std::mem::take(&mut self.hidden);
+        let mut free = self.free();
+        let wanted = hidden.len();
+        let letters: BTreeMap<_, _> = hidden.into_iter().zip(free.by_ref()).collect();
         // With too few, the rest would be left as control tokens.
         if letters.len() < wanted {
             let why = "it holds every private-use letter of Unicode's planes 15 and 16. Leave some out.";
             return Err(TextError::Render(why.to_owned()));
         }
-        Ok(letters)
+        Ok((letters, free))
     }
 }
 

@@ -3,6 +3,7 @@
 //! What clients type is data. [`encode_chat`] turns the template's own control tokens into ids, and never a
 //! control token's text inside a message. Nothing here knows HTTP or the engine.
 
+mod answers;
 mod chat;
 mod control;
 mod detokenizer;
@@ -13,7 +14,7 @@ mod template;
 mod token_table;
 mod tokenizer;
 
-pub use chat::encode_chat;
+pub use chat::{EncodedChat, encode_chat};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use stop::{StopOutcome, StopStrings};

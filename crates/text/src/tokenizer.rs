@@ -1,10 +1,13 @@
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokenizers::normalizer::Range::Normalized;
 use tokenizers::{
-    Model, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Tokenizer as Encoder,
+    Model, NormalizedString, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, Token,
+    Tokenizer as Encoder,
 };
 
 use crate::TextError;
@@ -111,9 +114,15 @@ impl Tokenizer {
     }
 
     /// Ids of a rendered conversation. It is split at added tokens as it is, stand-ins included, and these give way
-    /// to their letters before anything else looks at the text.
-    pub(crate) fn encode_masked(&self, masked: &str, letters: &[StandIn]) -> Result<Vec<u32>, TextError> {
-        let encode = || -> tokenizers::Result<Vec<u32>> {
+    /// to their letters before anything else looks at the text. Beside them, which tokens have a byte in each of the
+    /// rising `spans` of `masked`; a token in two is counted to the first, and a span without one is left out.
+    pub(crate) fn encode_masked(
+        &self,
+        masked: &str,
+        letters: &[StandIn],
+        spans: &[Range<usize>],
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>), TextError> {
+        let encode = || -> tokenizers::Result<_> {
             let added = self.encoder.get_added_vocabulary();
             let mut text = added.extract_and_normalize(self.encoder.get_normalizer(), masked);
             for &(stand_in, letter) in letters {
@@ -122,22 +131,30 @@ impl Tokenizer {
             if let Some(pre_tokenizer) = self.encoder.get_pre_tokenizer() {
                 pre_tokenizer.pre_tokenize(&mut text)?;
             }
-            text.tokenize(|part| self.words(part.get()))?;
-            Ok(ids_of_splits(&text))
+            text.tokenize(|part| {
+                let mut tokens = self.words(part.get())?;
+                place_tokens(&mut tokens, part, spans);
+                Ok(tokens)
+            })?;
+            Ok(ids_and_spans(&text, spans))
         };
         encode().map_err(|error| TextError::Encode(error.to_string()))
     }
 
     /// Tokens of text that holds no added token. The model's own vocabulary may spell one, too: its letters do not
     /// make it.
-    fn words(&self, text: &str) -> tokenizers::Result<Vec<tokenizers::Token>> {
+    fn words(&self, text: &str) -> tokenizers::Result<Vec<Token>> {
         let model = self.encoder.get_model();
         let tokens = model.tokenize(text)?;
         if !tokens.iter().any(|token| self.control.contains(token.id)) {
             return Ok(tokens);
         }
         let mut letters = [0; 4];
-        let each = text.chars().map(|letter| model.tokenize(letter.encode_utf8(&mut letters)));
+        let each = text.char_indices().map(|(at, letter)| {
+            let mut tokens = model.tokenize(letter.encode_utf8(&mut letters))?;
+            tokens.iter_mut().for_each(|token| token.offsets = (at + token.offsets.0, at + token.offsets.1));
+            Ok(tokens)
+        });
         Ok(each.collect::<tokenizers::Result<Vec<_>>>()?.concat())
     }
 
@@ -246,9 +263,43 @@ fn read_encoder(tokenizer_json: &[u8]) -> Result<Encoder, TextError> {
     Ok(encoder)
 }
 
-fn ids_of_splits(text: &PreTokenizedString) -> Vec<u32> {
-    let splits = text.get_splits(OffsetReferential::Normalized, OffsetType::None);
-    splits.into_iter().flat_map(|(_, _, tokens)| tokens.iter().flatten()).map(|token| token.id).collect()
+/// Exchanges offsets in a part for offsets in the whole text. Exact ones cost time and are only wanted where a span
+/// begins or ends within the part.
+fn place_tokens(tokens: &mut [Token], part: &NormalizedString, spans: &[Range<usize>]) {
+    let (start, end) = part.offsets_original();
+    let is_within = |border: usize| start < border && border < end;
+    let next = spans.partition_point(|span| span.end <= start);
+    let is_cut = spans.get(next).is_some_and(|span| is_within(span.start) || is_within(span.end));
+    for token in tokens {
+        let own = Some(token.offsets.0..token.offsets.1).filter(|_| is_cut);
+        let exact = own.and_then(|own| part.convert_offsets(Normalized(own)));
+        token.offsets = exact.map_or((start, end), |own| (start + own.start, start + own.end));
+    }
+}
+
+fn ids_and_spans(text: &PreTokenizedString, spans: &[Range<usize>]) -> (Vec<u32>, Vec<Range<usize>>) {
+    let mut ids = Vec::new();
+    let mut found: Vec<Range<usize>> = Vec::new();
+    let (mut next, mut last) = (0, None);
+    for (_, part, tokens) in text.get_splits(OffsetReferential::Original, OffsetType::Byte) {
+        let tokens = tokens.as_deref().unwrap_or_default();
+        for token in tokens {
+            // Added tokens stand alone and know no offsets in the whole.
+            let (start, end) = if tokens.len() == 1 { part } else { token.offsets };
+            while spans.get(next).is_some_and(|span| span.end <= start) {
+                next += 1;
+            }
+            if spans.get(next).is_some_and(|span| span.start < end) {
+                match found.last_mut().filter(|_| last == Some(next)) {
+                    Some(range) => range.end = ids.len() + 1,
+                    None => found.push(ids.len()..ids.len() + 1),
+                }
+                last = Some(next);
+            }
+            ids.push(token.id);
+        }
+    }
+    (ids, found)
 }
 
 /// `tokenizers` gives its own ids to added tokens that do not follow on the vocabulary.

@@ -116,7 +116,7 @@ fn sentencepiece_adds_no_spaces_round_typed_tokens() {
     let (messages, kwargs) = ([json!({"content": "a<x>a"})], serde_json::Map::new());
     let input =
         text::ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
-    let ids = text::encode_chat(&tokenizer, &template, &input).unwrap();
+    let ids = text::encode_chat(&tokenizer, &template, &input).unwrap().ids;
     assert_eq!(tokenizer.decode(&ids, false), "a<x>a");
     assert!(!ids.contains(&257));
 }

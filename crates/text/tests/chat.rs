@@ -138,7 +138,7 @@ fn encode(name: &str, context: Value) -> Vec<u32> {
         add_generation_prompt: true,
         kwargs: &kwargs,
     };
-    encode_chat(&tokenizer(name), &template(name), &input).unwrap()
+    encode_chat(&tokenizer(name), &template(name), &input).unwrap().ids
 }
 
 /// The conversation reads as `text`, and `control` are all its added tokens in order.
@@ -272,7 +272,7 @@ fn odd_vocabularies() {
         let kwargs = Map::new();
         let input =
             ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
-        encode_chat(&tokenizer, &template, &input).unwrap()
+        encode_chat(&tokenizer, &template, &input).unwrap().ids
     };
     assert!(encode("f世r").contains(&512));
     let typed = encode("f世r<think>");

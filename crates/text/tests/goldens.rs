@@ -39,7 +39,7 @@ fn conversations_become_the_same_text_and_ids() {
         };
         let template = template(name);
         assert_eq!(template.render(&input).unwrap().text, case["expected"], "{}", case["name"]);
-        let encoded = encode_chat(&tokenizer(name), &template, &input).unwrap();
+        let encoded = encode_chat(&tokenizer(name), &template, &input).unwrap().ids;
         assert_eq!(encoded, ids(&case["ids"]), "{}", case["name"]);
     }
 }
@@ -103,7 +103,7 @@ fn there_is_one_bos_or_none() {
             let kwargs = Map::new();
             let input =
                 ChatInput { messages: &[], tools: None, add_generation_prompt: false, kwargs: &kwargs };
-            let encoded = encode_chat(&tokenizer, &template, &input).unwrap();
+            let encoded = encode_chat(&tokenizer, &template, &input).unwrap().ids;
             let written =
                 if source.is_empty() { expected.clone() } else { vec![tokenizer.bos_id().unwrap()] };
             assert_eq!(encoded, written, "{name} {asked:?} {source}");

@@ -11,7 +11,7 @@ fn encode(tokenizer: &Tokenizer, template: &ChatTemplate, messages: Value) -> Re
     let kwargs = Map::new();
     let messages = messages.as_array().unwrap();
     let input = ChatInput { messages, tools: None, add_generation_prompt: true, kwargs: &kwargs };
-    encode_chat(tokenizer, template, &input)
+    encode_chat(tokenizer, template, &input).map(|chat| chat.ids)
 }
 
 /// r1's added tokens among the ids.

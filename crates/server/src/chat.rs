@@ -44,7 +44,8 @@ pub(crate) async fn answer(
     let generation = &request.generation;
     let asked = Asked {
         param: Chat::PROMPT_PARAM,
-        prompts: vec![prompt],
+        prompts: vec![prompt.ids],
+        drawn: prompt.answers,
         logprobs: request.logprobs,
         echo: false,
         may_cut: false,

@@ -38,7 +38,8 @@ pub(crate) async fn answer(
         .await?
     };
     let param = Completion::PROMPT_PARAM;
-    let asked = Asked { param, prompts, logprobs, echo, may_cut: max_tokens_defaulted, caller };
+    let (drawn, may_cut) = (Vec::new(), max_tokens_defaulted);
+    let asked = Asked { param, prompts, drawn, logprobs, echo, may_cut, caller };
     let plan = Plan::new(model, &generation, asked)?;
     let format = Completion {
         names: TokenNames {

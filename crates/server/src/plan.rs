@@ -1,6 +1,7 @@
 //! What the engine is asked to do for one API request.
 
 use std::collections::HashSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use engine::request::{Request, Sampling};
@@ -33,6 +34,8 @@ pub(crate) struct Asked {
     /// `messages` or `prompt`, for errors.
     pub(crate) param: &'static str,
     pub(crate) prompts: Vec<Vec<u32>>,
+    /// Tokens of the prompt that the model drew itself, where that is known and the prompt is one.
+    pub(crate) drawn: Vec<Range<usize>>,
     pub(crate) logprobs: Option<usize>,
     pub(crate) echo: bool,
     /// `max_tokens` may be cut to what is left of the context.
@@ -59,7 +62,9 @@ impl Plan {
             min_tokens: generation.min_tokens,
             echo: None,
         };
+        check_prompts(model, &asked)?;
         let template = Request {
+            drawn: asked.drawn,
             n: generation.n,
             min_new_tokens: generation.min_tokens,
             stop_ids,
@@ -70,7 +75,6 @@ impl Plan {
             cache_salt: asked.caller.cache_salt(generation.cache_salt.as_deref()),
             ..Request::default()
         };
-        check_prompts(model, &asked)?;
         check_drawable(model, &template)?;
         Ok(Self {
             n: generation.n,

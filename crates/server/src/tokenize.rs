@@ -6,7 +6,7 @@ use openai::{
     Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput, TokenizeRequest,
 };
 use serde_json::{Map, Value};
-use text::{ChatInput, TextError};
+use text::{ChatInput, EncodedChat, TextError};
 
 use crate::app::{App, ServedModel};
 use crate::body;
@@ -43,19 +43,18 @@ pub(crate) fn encode_chat(
     messages: &[Message],
     add_generation_prompt: bool,
     kwargs: &Map<String, Value>,
-) -> Result<Vec<u32>, Error> {
+) -> Result<EncodedChat, Error> {
     let template = model.chat_template.as_ref().ok_or_else(no_template)?;
     let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
     let messages = messages.map_err(|error| internal(&error.to_string()))?;
     let input = ChatInput { messages: &messages, tools: None, add_generation_prompt, kwargs };
-    let chat = text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
+    text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
         TextError::Raised(_) | TextError::Render(_) | TextError::TooManySteps | TextError::TooLong { .. } => {
             Error::value("messages", error.to_string())
         }
         TextError::Reserved(_) => Error::value("chat_template_kwargs", error.to_string()),
         fault => internal(&fault.to_string()),
-    })?;
-    Ok(chat.ids)
+    })
 }
 
 fn no_template() -> Error {
@@ -88,7 +87,7 @@ fn tokenize_with(model: &ServedModel, request: &TokenizeRequest) -> Result<Token
     let tokens = match &request.input {
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
         TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs } => {
-            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs)?
+            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs)?.ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);

@@ -98,10 +98,28 @@ async fn a_choice_does_not_depend_on_how_many_there_are() {
     let four = server.post(PATH, &ask(4)).await.json()["choices"].as_array().unwrap().clone();
     let texts: std::collections::HashSet<&str> = four.iter().map(|c| c["text"].as_str().unwrap()).collect();
     assert_eq!(texts.len(), 4, "each draws from a stream of its own");
+    for (i, choice) in four.iter().enumerate() {
+        let alone = json!({"prompt": prompt(), "max_tokens": 9, "temperature": 2, "seed": 4 + i});
+        assert_eq!(server.post(PATH, &alone).await.json()["choices"][0]["text"], choice["text"], "{i}");
+    }
     for n in 1..4 {
         let fewer = server.post(PATH, &ask(n)).await.json()["choices"].as_array().unwrap().clone();
         assert_eq!(fewer, four[..n], "{n}");
     }
+}
+
+#[tokio::test]
+async fn the_engine_is_told_what_past_answers_drew() {
+    let engine = Arc::new(Scripted::new(|_, _| ()));
+    let server = Server::with(options(), Box::new(SharedScript(engine.clone()))).await;
+    let said = |role: &str, content: &str| json!({"role": role, "content": content});
+    let messages = [said("user", "hi"), said("assistant", "hello there"), said("user", "bye")];
+    server.post("/v1/chat/completions", &json!({"messages": messages})).await;
+    server.post(PATH, &ask(&[3], 0)).await;
+    let requests = engine.requests.lock().unwrap().clone();
+    let [drawn] = &requests[0].drawn[..] else { panic!("{:?}", requests[0].drawn) };
+    assert_eq!(common::tokenizer().decode(&requests[0].prompt[drawn.clone()], true), "hello there");
+    assert!(requests[1].drawn.is_empty());
 }
 
 /// One place, whose first owner's second token waits at the gate: whatever comes meanwhile is queued.

@@ -157,13 +157,14 @@ impl Chat {
         let template = self.text.template.as_ref().ok_or_else(|| anyhow!("no chat template"))?;
         let (messages, kwargs) = (&self.messages, &Map::new());
         let input = ChatInput { messages, tools: None, add_generation_prompt: true, kwargs };
-        let prompt = encode_chat(&self.text.tokenizer, template, &input)?.ids;
-        let room = self.engine.limits().context_len.saturating_sub(prompt.len());
+        let prompt = encode_chat(&self.text.tokenizer, template, &input)?;
+        let room = self.engine.limits().context_len.saturating_sub(prompt.ids.len());
         let request = Request {
             max_new_tokens: self.max_tokens.unwrap_or(room).clamp(1, room.max(1)),
             stop_ids: self.eos_ids.clone(),
             sampling: self.sampling.clone(),
-            prompt,
+            prompt: prompt.ids,
+            drawn: prompt.answers,
             ..Request::default()
         };
         let mut choices = self.engine.submit(request)?;

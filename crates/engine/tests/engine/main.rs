@@ -6,6 +6,7 @@ mod laws;
 mod life;
 mod random;
 mod scoring;
+mod sharing;
 mod simulation;
 mod trace;
 mod world;

@@ -129,9 +129,10 @@ impl Sequence {
     }
 
     /// The most tokens that may come from the cache: the last one's logits are wanted, and those of a
-    /// prompt that is scored.
+    /// prompt until all its scores are told.
     fn cacheable(&self) -> usize {
-        let scored = if self.prompt_logprobs.is_some() { self.scored } else { usize::MAX };
+        let scoring = self.prompt_logprobs.is_some() && self.scored + 1 < self.prompt_len;
+        let scored = if scoring { self.scored } else { usize::MAX };
         scored.min(self.tokens.len() - 1)
     }
 

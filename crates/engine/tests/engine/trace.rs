@@ -249,6 +249,16 @@ fn the_last_in_rank_gives_way_and_comes_again() {
 }
 
 #[test]
+fn a_prompt_is_scored_once() {
+    // With seven blocks all but the last of b's are still there when it comes again.
+    let script = "pool 8x2 budget 16 spare 0 | a=4+6 b=4+6 | step: a+4 b+4 [4] | step: a+1 b+1 [6] \
+         | step: a+1 b+1 [6] | step: a+1 [4] | step: a+1 [4] | step: a+1 a. [0] | step: b+3 [4] \
+         | step: b+1 [4] | step: b+1 b. [0]";
+    check(&script.replace("b=4+6", "b=4+6,s"));
+    check(script);
+}
+
+#[test]
 fn lower_priorities_run_earlier() {
     check(
         "pool 33x4 budget 16 rows 1 | a=1+2 b=2+1,p1 c=2+1,p-1 d=2+1 | step: c+2 c. [0] \

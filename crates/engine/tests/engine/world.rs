@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use engine::request::{End, Request, Sampling};
 use engine::testing::{FakeRunner, Row, Trouble};
-use engine::{Busy, Options, Snapshot};
+use engine::{Busy, Options, Policy, Snapshot};
 
 use crate::ends::{Seen, settle};
 use crate::harness::{Client, Limits, Rig, sampled};
@@ -44,6 +44,7 @@ pub(crate) struct Guest {
     pub(crate) clients: Vec<Option<Client>>,
     /// How each client got on in the last step.
     paces: Vec<Pace>,
+    started: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -57,8 +58,7 @@ struct World {
     limits: Limits,
     guests: Vec<Guest>,
     account: Arc<Mutex<Account>>,
-    /// Nobody is ever put before others for having waited.
-    ranks_stay: bool,
+    policy: Policy,
     steps: u64,
 }
 
@@ -156,7 +156,7 @@ impl World {
             limits: setup.limits.clone(),
             guests: Vec::new(),
             account,
-            ranks_stay: setup.policy.overtaken_max == usize::MAX,
+            policy: setup.policy.clone(),
             steps: 0,
         }
     }
@@ -189,7 +189,7 @@ impl World {
                 assert!(alive || request.check(&self.limits).is_err(), "a dead engine takes nothing");
                 let clients: Vec<_> = choices.into_iter().map(|events| Some(Client::new(events))).collect();
                 let paces = vec![Pace::default(); clients.len()];
-                self.guests.push(Guest { request, clients, paces });
+                self.guests.push(Guest { request, clients, paces, started: false });
             }
             Err(busy) => {
                 assert_eq!(busy == Busy::Stopped, !alive, "{busy}");
@@ -217,13 +217,14 @@ impl World {
         let after = self.rig.handle.snapshot();
         let calm = calm && after.steps == before.steps + 1 && after.steps_failed == before.steps_failed;
         self.check_pace(calm, after.preempted == before.preempted);
+        self.check_turns();
         true
     }
 
     /// Answers go on in every step that goes well, but for those sent back; and the first in rank is
     /// never sent back.
     fn check_pace(&mut self, calm: bool, nobody_left: bool) {
-        let (now, ranks_stay) = (self.rig.now, self.ranks_stay);
+        let now = self.rig.now;
         let mut first: Option<((i32, usize, usize), bool)> = None;
         for (number, guest) in self.guests.iter_mut().enumerate() {
             for (choice, (client, pace)) in guest.clients.iter_mut().zip(&mut guest.paces).enumerate() {
@@ -246,9 +247,24 @@ impl World {
             }
         }
         let first_stands = first.is_some_and(|(_, stands)| stands);
-        // Clients that have left hide theirs.
+        // Nobody is put before it for having waited, and clients that have left hide nothing.
+        let ranks_stay = self.policy.overtaken_max == usize::MAX;
         let all_here = self.guests.iter().all(|guest| guest.clients.iter().all(Option::is_some));
         assert!(!(first_stands && calm && ranks_stay && all_here), "the first in rank stands still");
+    }
+
+    /// No more younger requests are admitted before a waiting one than the policy allows. One that awaits a
+    /// prefix has chosen to let them pass.
+    fn check_turns(&mut self) {
+        let mut younger_started = 0;
+        for guest in self.guests.iter_mut().rev() {
+            let mut clients = guest.clients.iter().flatten().map(Client::heard);
+            guest.started |= clients.clone().any(|heard| heard.started);
+            let waits = !guest.started && clients.any(|heard| heard.end.is_none());
+            let overtaken = waits && younger_started > self.policy.overtaken_max;
+            assert!(!overtaken || self.policy.await_prefixes, "{younger_started} have overtaken a request");
+            younger_started += usize::from(guest.started);
+        }
     }
 
     /// Everybody's work, were it done by one after the other, and once more for each who comes before:

@@ -1,0 +1,205 @@
+//! What must not change an answer, on real models over HTTP: company, cuts, blocks, a full pool, and
+//! what others have left in the cache. Compared are token ids and log probabilities, to the last bit.
+
+mod common;
+
+use common::{Server, golden};
+use serde_json::{Value, json};
+
+/// A context of 1,024 tokens and few places make a pool that is easily filled.
+const PLACES: &str = "8";
+const CONTEXT: &str = "1024";
+
+fn serve(model: &str, more: &[&str]) -> Server {
+    Server::start(&[&["--model", model, "--max-num-seqs", PLACES, "--max-model-len", CONTEXT], more].concat())
+}
+
+/// Models small enough, one of them in bf16, where a bit is easily lost.
+fn models() -> [String; 3] {
+    ["demo".into(), golden("v3-tied-f32"), golden("v2lite-bf16")]
+}
+
+/// Ids that all these models have, no two prompts alike from the `name`d place on.
+fn prompt(shared: usize, name: usize, len: usize) -> Vec<u64> {
+    let own = |i: usize| 20 + (i * 13 + i * i % 17 + if i < shared { 0 } else { 7 * name + 1 }) % 300;
+    (0..len).map(|i| own(i) as u64).collect()
+}
+
+fn request(prompt: &[u64], max_tokens: usize, more: &Value) -> Value {
+    let mut request = json!({
+        "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": true, "logprobs": 3,
+        "return_token_ids": true,
+    });
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    request
+}
+
+/// Prompts that share their beginnings, greedy and drawn, with and without scores of the prompt.
+fn requests() -> Vec<Value> {
+    let drawn = json!({"temperature": 0.9, "top_p": 0.9, "seed": 5});
+    let scored = json!({"echo": true, "temperature": 0});
+    let sizes = [(0, 5), (40, 90), (40, 130), (200, 255), (200, 256), (200, 300), (512, 520), (512, 700)];
+    let sized = sizes.iter().enumerate();
+    sized
+        .flat_map(|(name, &(shared, len))| {
+            let prompt = prompt(shared, name, len);
+            let more = if len < 200 { &scored } else { &json!({}) };
+            [request(&prompt, 24, more), request(&prompt, 24, &drawn)]
+        })
+        .collect()
+}
+
+fn choices(server: &Server, request: &Value) -> Value {
+    server.ask("/v1/completions", request)["choices"].clone()
+}
+
+fn one_by_one(server: &Server, requests: &[Value]) -> Vec<Value> {
+    requests.iter().map(|request| choices(server, request)).collect()
+}
+
+fn together(server: &Server, requests: &[Value]) -> Vec<Value> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = requests.iter().map(|request| scope.spawn(|| choices(server, request))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    })
+}
+
+fn assert_equal(got: &[Value], expected: &[Value], what: &str) {
+    for (index, (got, expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!(got, expected, "{what}, request {index}");
+    }
+}
+
+fn assert_idle(server: &Server) {
+    for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc"] {
+        assert_eq!(server.metric(gauge), 0.0, "{gauge}");
+    }
+}
+
+#[test]
+fn a_cached_prompt_is_answered_as_a_new_one() {
+    for model in models() {
+        let expected = one_by_one(&serve(&model, &["--no-prefix-cache"]), &requests());
+        let server = serve(&model, &[]);
+        for turn in ["first", "second"] {
+            assert_equal(&one_by_one(&server, &requests()), &expected, &format!("{model}, {turn} time"));
+        }
+        assert!(server.metric("vllm:prefix_cache_hits_total") > 0.0);
+        assert_idle(&server);
+    }
+}
+
+/// A conversation: each prompt is all that was said before, and a little more.
+#[test]
+fn turns_find_their_own_blocks_and_are_answered_as_if_new() {
+    for model in models() {
+        let (cached, new) = (serve(&model, &[]), serve(&model, &["--no-prefix-cache"]));
+        let mut said = prompt(0, 1, 30);
+        let (mut hits, mut sent) = (0, 0);
+        for turn in 0..10 {
+            let request = request(&said, 40, &json!({}));
+            let answer = cached.ask("/v1/completions", &request);
+            assert_eq!(answer["choices"], choices(&new, &request), "{model}, turn {turn}");
+            let usage = &answer["usage"];
+            let (hit, len) =
+                (usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(), said.len() as u64);
+            assert!(hit.is_multiple_of(64) && hit < len, "{hit} of {len} cached");
+            (hits, sent) = (hits + hit, sent + len);
+            let ids = answer["choices"][0]["token_ids"].as_array().unwrap();
+            said.extend(ids.iter().map(|id| id.as_u64().unwrap()));
+            said.extend(prompt(0, 20 + turn, 15));
+        }
+        assert!(hits * 2 > sent, "{model}: {hits} of {sent} prompt tokens were cached");
+        assert_eq!(cached.metric("vllm:prefix_cache_hits_total"), hits as f64);
+    }
+}
+
+/// Answers longer than the room that is kept for them: more are begun than can end together.
+#[test]
+fn a_crowd_in_a_pool_too_small_is_answered_as_one_alone() {
+    let long = (0..12).map(|name| {
+        let drawn = if name % 2 == 0 { json!({}) } else { json!({"temperature": 0.9, "seed": name, "n": 2}) };
+        request(&prompt(10, name, 20 + name), 330 + 10 * name, &drawn)
+    });
+    let asked: Vec<Value> = requests().into_iter().chain(long).collect();
+    for (model, pool) in models().iter().zip(["800KiB", "600KiB", "340KiB"]) {
+        let expected = one_by_one(&serve(model, &["--no-prefix-cache"]), &asked);
+        for more in [&[][..], &["--no-prefix-cache"]] {
+            let server = serve(model, &[&["--kv-cache-memory", pool], more].concat());
+            assert_equal(&together(&server, &asked), &expected, &format!("{model} in {pool} {more:?}"));
+            let preempted = server.metric("vllm:num_preemptions_total");
+            eprintln!("{model} in {pool} {more:?}: {preempted} preemptions");
+            assert!(preempted > 0.0, "{model} in {pool} {more:?}");
+            assert_idle(&server);
+        }
+    }
+}
+
+/// Whatever the steps and blocks. Where the unit of prefill changes with the step's size, so does which
+/// kernel computes a long prompt: there the greedy tokens are compared, in f32.
+#[test]
+fn chunks_blocks_and_pools_change_no_answer() {
+    let model = golden("v3-tied-f32");
+    let short: Vec<Value> =
+        requests().into_iter().filter(|r| r["prompt"].as_array().unwrap().len() < 256).collect();
+    let expected = one_by_one(&serve(&model, &[]), &short);
+    for (step, block, pool) in [
+        ("1", "64", "2MiB"),
+        ("7", "1", "2MiB"),
+        ("64", "7", "700KiB"),
+        ("4096", "16", "650KiB"),
+        ("300", "300", "1MiB"),
+    ] {
+        let shape = ["--max-num-batched-tokens", step, "--block-size", block, "--kv-cache-memory", pool];
+        let server = serve(&model, &shape);
+        for turn in ["first", "second"] {
+            assert_equal(&together(&server, &short), &expected, &format!("{shape:?}, {turn} time"));
+        }
+        assert_idle(&server);
+    }
+}
+
+#[test]
+fn choices_are_drawn_as_single_runs_of_the_next_seeds() {
+    for model in models() {
+        let server = serve(&model, &[]);
+        for len in [3, 64, 100, 256, 300] {
+            let prompt = prompt(0, len, len);
+            let with = |n: usize, seed: usize| {
+                let more = json!({"n": n, "seed": seed, "temperature": 1.2, "top_p": 0.95});
+                choices(&server, &request(&prompt, 30, &more))
+            };
+            let four = with(4, 11);
+            for (index, seed) in (11..15).enumerate() {
+                let mut single = with(1, seed)[0].clone();
+                single["index"] = json!(index);
+                assert_eq!(four[index], single, "{model}, {len} tokens, choice {index}");
+            }
+            assert_ne!(four[0]["token_ids"], four[1]["token_ids"]);
+        }
+        assert_idle(&server);
+    }
+}
+
+#[test]
+fn who_leaves_takes_nothing_from_the_others() {
+    let server = serve("demo", &["--kv-cache-memory", "800KiB"]);
+    let expected = one_by_one(&server, &requests());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for (name, mut endless) in
+                (0..40).flat_map(|round| requests().into_iter().map(move |r| (round, r))).take(120)
+            {
+                endless["stream"] = json!(true);
+                endless["max_tokens"] = json!(200);
+                // Leaves after so many pieces, at the earliest before the first.
+                let _ = server.stream("/v1/completions", &endless).nth(name % 5);
+            }
+        });
+        for _ in 0..3 {
+            assert_equal(&together(&server, &requests()), &expected, "beside those who leave");
+        }
+    });
+    server.wait_until("idle", || server.metric("vllm:num_requests_running") == 0.0);
+    assert_idle(&server);
+}

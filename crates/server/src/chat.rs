@@ -36,6 +36,7 @@ pub(crate) async fn answer(
                 &request.messages,
                 request.add_generation_prompt,
                 &request.chat_template_kwargs,
+                model.context_len - 1,
             )?;
             Ok((request, prompt))
         })

@@ -63,7 +63,12 @@ fn encode(
 ) -> Result<Vec<Vec<u32>>, Error> {
     let ids = |prompt| match prompt {
         Prompt::Ids(ids) => Ok(ids),
-        Prompt::Text(text) => crate::tokenize::encode_text(model, &text, add_special_tokens),
+        Prompt::Text(text) => match model.tokenizer.tokens_min(text.len()) {
+            at_least if at_least >= model.context_len => {
+                Err(Error::prompt_length(Completion::PROMPT_PARAM, model.context_len, at_least))
+            }
+            _ => crate::tokenize::encode_text(model, &text, add_special_tokens),
+        },
     };
     prompts.into_iter().map(ids).collect()
 }

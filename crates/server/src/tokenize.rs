@@ -37,18 +37,24 @@ pub(crate) fn encode_text(
     model.tokenizer.encode(text, add_special_tokens).map_err(|error| internal(&error.to_string()))
 }
 
-/// Ids of a conversation, as the checkpoint's template writes it.
+/// Ids of a conversation, as the checkpoint's template writes it. One that is surely longer than `tokens_max` is
+/// refused at little cost.
 pub(crate) fn encode_chat(
     model: &ServedModel,
     messages: &[Message],
     add_generation_prompt: bool,
     kwargs: &Map<String, Value>,
+    tokens_max: usize,
 ) -> Result<EncodedChat, Error> {
     let template = model.chat_template.as_ref().ok_or_else(no_template)?;
     let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
     let messages = messages.map_err(|error| internal(&error.to_string()))?;
     let input = ChatInput { messages: &messages, tools: None, add_generation_prompt, kwargs };
-    text::encode_chat(&model.tokenizer, template, &input).map_err(|error| match error {
+    let encoded = text::encode_chat_within(&model.tokenizer, template, &input, tokens_max);
+    encoded.map_err(|error| match error {
+        TextError::TooManyTokens { at_least } => {
+            Error::prompt_length("messages", model.context_len, at_least)
+        }
         TextError::Raised(_) | TextError::Render(_) | TextError::TooManySteps | TextError::TooLong { .. } => {
             Error::value("messages", error.to_string())
         }
@@ -87,7 +93,7 @@ fn tokenize_with(model: &ServedModel, request: &TokenizeRequest) -> Result<Token
     let tokens = match &request.input {
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
         TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs } => {
-            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs)?.ids
+            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs, usize::MAX)?.ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);

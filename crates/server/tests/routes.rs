@@ -113,6 +113,7 @@ async fn bad_requests_name_the_field() {
     let bounds = engine::Options { max_waiting: 4, max_waiting_tokens: 9, ..Default::default() };
     let server = Server::running(options(), FakeRunner::new(common::model_limits()), bounds).await;
     let long = "a b ".repeat(300);
+    let very_long = "a b ".repeat(30_000);
     let bans: serde_json::Map<_, _> = (0..VOCAB_SIZE).map(|id| (id.to_string(), json!(-100))).collect();
     let mut all_but_eos = bans.clone();
     all_but_eos.remove(&EOS.to_string());
@@ -128,6 +129,14 @@ async fn bad_requests_name_the_field() {
         ),
         ("/v1/completions", json!({"prompt": vec![1; 252]}), 400, "context_length_exceeded", Some("prompt")),
         ("/v1/completions", json!({"prompt": long}), 400, "context_length_exceeded", Some("prompt")),
+        ("/v1/completions", json!({"prompt": very_long}), 400, "context_length_exceeded", Some("prompt")),
+        (
+            "/v1/chat/completions",
+            json!({"messages": [{"role": "user", "content": very_long}]}),
+            400,
+            "context_length_exceeded",
+            Some("messages"),
+        ),
         (
             "/v1/chat/completions",
             json!({"messages": [{"role": "user", "content": long}], "stream": true}),
@@ -173,6 +182,8 @@ async fn bad_requests_name_the_field() {
         assert_eq!((reply.status, found.as_str(), at.as_deref()), (status, code, param), "{body}");
         if code == "context_length_exceeded" {
             assert!(reply.body.contains("maximum context length is 252 tokens"), "{}", reply.body);
+            let uncounted = body.to_string().contains(&very_long);
+            assert_eq!(reply.body.contains("at least"), uncounted, "{}", reply.body);
         }
     }
     let eos_alone = json!({"prompt": [3], "logit_bias": all_but_eos});

@@ -37,6 +37,16 @@ pub fn encode_chat(
     template: &ChatTemplate,
     input: &ChatInput,
 ) -> Result<EncodedChat, TextError> {
+    encode_chat_within(tokenizer, template, input, usize::MAX)
+}
+
+/// [`encode_chat`], but what has more than `tokens_max` tokens by its length alone costs no encoding.
+pub fn encode_chat_within(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    input: &ChatInput,
+    tokens_max: usize,
+) -> Result<EncodedChat, TextError> {
     let masked = match render(tokenizer.control(), template, input) {
         // Clients send the arguments of past calls as JSON text. Templates that want the object fail on it.
         Err(first @ TextError::Render(_)) => {
@@ -46,6 +56,10 @@ pub fn encode_chat(
         }
         rendered => rendered?,
     };
+    let at_least = tokenizer.tokens_min(masked.len_min());
+    if at_least > tokens_max {
+        return Err(TextError::TooManyTokens { at_least });
+    }
     let (mut ids, mut answers) = tokenizer.encode_masked(&masked.text, &masked.letters, &masked.answers)?;
     if let Some(bos) = tokenizer.bos_of_text().filter(|bos| ids.first() != Some(bos)) {
         ids.insert(0, bos);
@@ -59,6 +73,13 @@ struct Masked {
     text: String,
     letters: Vec<StandIn>,
     answers: Vec<Range<usize>>,
+}
+
+impl Masked {
+    /// Bytes of the text without stand-ins, at least.
+    fn len_min(&self) -> usize {
+        self.text.chars().map(|letter| if is_stand_in(letter) { 1 } else { letter.len_utf8() }).sum()
+    }
 }
 
 /// A private-use letter and the letter in whose place it stands.

@@ -26,6 +26,12 @@ pub enum TextError {
     /// The template works without end, or for longer than any conversation needs.
     #[error("the chat template takes too many steps on this conversation. Send fewer or shorter messages.")]
     TooManySteps,
+    /// The rendered conversation has more tokens than were allowed, by its length alone.
+    #[error("the rendered conversation has at least {at_least} tokens. Send fewer or shorter messages.")]
+    TooManyTokens {
+        /// No text of this length has fewer.
+        at_least: usize,
+    },
     /// The rendered conversation is larger than any context.
     #[error("the rendered conversation is longer than {limit} bytes. Send fewer or shorter messages.")]
     TooLong {

@@ -8,13 +8,14 @@ mod chat;
 mod control;
 mod detokenizer;
 mod error;
+mod length;
 mod python_json;
 mod stop;
 mod template;
 mod token_table;
 mod tokenizer;
 
-pub use chat::{EncodedChat, encode_chat};
+pub use chat::{EncodedChat, encode_chat, encode_chat_within};
 pub use detokenizer::Detokenizer;
 pub use error::TextError;
 pub use stop::{StopOutcome, StopStrings};

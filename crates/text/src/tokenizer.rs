@@ -14,6 +14,7 @@ use crate::TextError;
 use crate::chat::StandIn;
 use crate::control::ControlTokens;
 use crate::detokenizer::Utf8Decoder;
+use crate::length::token_bytes_max;
 use crate::token_table::{Spelling, TokenTable};
 
 /// What templates call the special tokens (`bos_token`, `eos_token`, ...) → their text.
@@ -28,6 +29,7 @@ pub struct Tokenizer {
     special_tokens: SpecialTokens,
     bos: Bos,
     control: ControlTokens,
+    token_bytes_max: Option<usize>,
 }
 
 /// Who puts BOS in front of text.
@@ -41,25 +43,35 @@ struct Bos {
 
 /// What is read here of tokenizer.json, beside what `tokenizers` reads.
 #[derive(Deserialize)]
-struct TokenizerFile {
+pub(crate) struct TokenizerFile {
     #[serde(default)]
-    added_tokens: Vec<AddedTokenEntry>,
+    pub(crate) added_tokens: Vec<AddedTokenEntry>,
+    #[serde(default)]
+    pub(crate) normalizer: Value,
+    #[serde(default)]
+    pub(crate) pre_tokenizer: Value,
     #[serde(default)]
     decoder: Value,
     #[serde(default)]
-    model: ModelEntry,
+    pub(crate) model: ModelEntry,
 }
 
 #[derive(Deserialize, Default)]
-struct ModelEntry {
+pub(crate) struct ModelEntry {
+    #[serde(default)]
+    pub(crate) r#type: Option<String>,
     #[serde(default)]
     dropout: Option<f32>,
 }
 
 #[derive(Deserialize)]
-struct AddedTokenEntry {
+pub(crate) struct AddedTokenEntry {
     id: u32,
     content: String,
+    #[serde(default)]
+    pub(crate) lstrip: bool,
+    #[serde(default)]
+    pub(crate) rstrip: bool,
 }
 
 impl Tokenizer {
@@ -96,7 +108,13 @@ impl Tokenizer {
         let special_tokens = special_tokens(&config);
         let bos = Bos::find(&config, &special_tokens, &encoder)?;
         let strips_first_space = spelling == Spelling::SentencePiece { strips_first_space: true };
-        Ok(Self { encoder, table, strips_first_space, special_tokens, bos, control })
+        let token_bytes_max = token_bytes_max(&file, &table);
+        Ok(Self { encoder, table, strips_first_space, special_tokens, bos, control, token_bytes_max })
+    }
+
+    /// No text of so many bytes has fewer tokens. 0 where the length of a text tells nothing.
+    pub fn tokens_min(&self, n_bytes: usize) -> usize {
+        self.token_bytes_max.map_or(0, |longest| n_bytes.div_ceil(longest))
     }
 
     /// Ids of a text, in which added tokens' texts become these tokens. With `add_special_tokens`, what the

@@ -105,8 +105,8 @@ impl Error {
             Code::ContextLengthExceeded,
             param,
             format!(
-                "This model's maximum context length is {context_len} tokens. However, the {param} has at least \
-                 {prompt_len_min} tokens. Please reduce the length of the {param}."
+                "This model's maximum context length is {context_len} tokens. However, you requested at \
+                 least {prompt_len_min} tokens in the {param}. Please reduce the length of the {param}."
             ),
         )
     }

@@ -300,12 +300,11 @@ mod tests {
     use crate::settings::ModelSource;
 
     /// How `strait serve` ends when the first request meets this model.
-    fn ended(runner: impl FnOnce(FakeRunner) -> FakeRunner) -> Failure {
+    fn ended(step_timeout: Duration, runner: impl FnOnce(FakeRunner) -> FakeRunner) -> Failure {
         let tokenizer = ModelFiles::open(&ModelSource::Demo).unwrap().text().unwrap().tokenizer().unwrap();
         let limits = engine::runner::Limits { vocab_size: tokenizer.vocab_size(), ..limits() };
         let runner = runner(FakeRunner::new(limits.clone()));
         let (engine, _) = engine::start(runner, engine::Options::default());
-        let step_timeout = Duration::from_secs(2);
         let app = App::new(Options { step_timeout, ..Options::default() });
         app.set_model(ServedModel {
             engine: Box::new(engine),
@@ -341,10 +340,10 @@ mod tests {
 
     #[test]
     fn a_dead_or_stuck_engine_ends_the_process_with_an_error() {
-        let stuck = Duration::from_secs(60);
+        let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         for (failure, cause) in [
-            (ended(|runner| runner.panic_at(1)), "the engine has stopped after a fault"),
-            (ended(|runner| runner.delay(stuck)), "no step has ended for 2 s"),
+            (ended(minute, |runner| runner.panic_at(1)), "the engine has stopped after a fault"),
+            (ended(second, |runner| runner.delay(minute)), "no step has ended for 1 s"),
         ] {
             assert!(failure.to_string().contains(cause), "{failure}");
             assert_eq!(format!("{:?}", failure.exit_code()), format!("{:?}", ExitCode::from(1)));

@@ -75,6 +75,7 @@ impl Stage {
                 "s" => request.prompt_logprobs = Some(0),
                 "n" => request.n = number() as usize,
                 "p" => request.priority = number(),
+                "k" => request.cache_salt = wish.into(),
                 "d" => request.deadline = Some(self.start + Duration::from_secs(number() as u64)),
                 // `@a8`: the first 8 tokens are those of a.
                 "@" => {
@@ -297,6 +298,11 @@ fn who_begins_alike_waits_for_the_prefix() {
     check(
         "pool 33x4 budget 8 | a=20+1 b=13+1,@a12 | step: a+8 [5] | step: a+8 [5] \
          | step: a+4 b+1 a. b<12 b. [0]",
+    );
+    // Under another salt nothing is awaited or found.
+    check(
+        "pool 33x4 budget 32 | a=9+1 b=9+1,@a9,k1 | step: a+9 a+9 a. b. [0] | c=9+1,@a9 d=9+1,@a9,k2 \
+         | step: a+1 a+9 c<8 c. d. [0]",
     );
     // Who awaited someone that leaves computes it itself.
     check("pool 33x4 budget 8 | a=20+1 b=13+1,@a12 | step: a+8 [5] | -a | step: b+5 b<8 b. [0]");

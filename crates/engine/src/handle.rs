@@ -7,11 +7,11 @@ use kv_cache::{Chain, Units};
 
 use crate::counters::{Counters, Snapshot};
 use crate::engine::Engine;
+use crate::policy::Policy;
 use crate::queue::{Full, Place, Queue};
 use crate::reply::{self, Events, Reply};
 use crate::request::{End, Request};
 use crate::runner::{Limits, ModelRunner};
-use crate::scheduler::Policy;
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::mpsc;
 

@@ -5,10 +5,12 @@
 //! The loop that does the work is [`Engine::step`]: retire, plan, forward, commit.
 //!
 //! Absent on purpose: text, JSON, an async runtime, a clock, and the model itself.
+mod budget;
 mod counters;
 mod engine;
 mod handle;
 mod head;
+mod policy;
 mod queue;
 mod reply;
 pub mod request;
@@ -22,5 +24,5 @@ pub mod testing;
 pub use counters::{STEP_TOKENS_BOUNDS, Snapshot};
 pub use engine::Engine;
 pub use handle::{Busy, EngineHandle, Inbox, Options, connect, start};
+pub use policy::Policy;
 pub use reply::Events;
-pub use scheduler::Policy;

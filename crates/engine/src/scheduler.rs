@@ -21,45 +21,16 @@ use std::time::Instant;
 
 use kv_cache::BlockPool;
 
+use crate::budget::{Budget, Share};
 use crate::counters::Counters;
 use crate::handle::Arrival;
+use crate::policy::Policy;
 use crate::reply::Reply;
 use crate::request::End;
 use crate::runner::{Batch, Fault, Limits, Logits};
 use crate::sampler::Scratch;
 use crate::sequence::{Rank, Sequence};
 use crate::sync::atomic::Ordering::Relaxed;
-
-/// What could be otherwise; `examples/simulate.rs` shows what it does to latencies.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Prompt tokens computed in a step beside answers; at least a prefill unit in any case.
-    pub prompt_tokens_beside_answers: usize,
-    /// Pairs of such a token and one before it, beyond whole units: at a depth it is attention that takes long.
-    pub prompt_pairs_beside_answers: usize,
-    /// Of several prompts the shortest is read first; one that got nothing in so many steps goes before it.
-    /// 0: all in order of rank.
-    pub passed_over_max: usize,
-    /// Tokens that each sequence must find room to grow by, or to its end, when one joins others.
-    pub spare_tokens: usize,
-    /// A prompt that begins with what another computes just now waits to find it in the cache.
-    pub await_prefixes: bool,
-    /// Younger requests that may be admitted before a waiting one.
-    pub overtaken_max: usize,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            prompt_tokens_beside_answers: 256,
-            prompt_pairs_beside_answers: 1 << 18,
-            passed_over_max: 8,
-            spare_tokens: 256,
-            await_prefixes: true,
-            overtaken_max: 64,
-        }
-    }
-}
 
 pub(crate) struct Scheduler {
     policy: Policy,
@@ -71,41 +42,6 @@ pub(crate) struct Scheduler {
     next_number: u64,
     /// The next in rank found no room.
     blocked: bool,
-}
-
-/// What is left of a step's budget.
-struct Budget {
-    tokens: usize,
-    outputs: usize,
-}
-
-impl Budget {
-    fn grant(&mut self, sequence: &mut Sequence, tokens_max: usize) -> usize {
-        let (tokens, outputs) = sequence.affordable(self.tokens.min(tokens_max), self.outputs);
-        sequence.granted += tokens;
-        self.tokens -= tokens;
-        self.outputs -= outputs;
-        tokens
-    }
-}
-
-/// What prompts may take of a step.
-#[derive(Clone, Copy)]
-struct Share {
-    tokens: usize,
-    /// Of a token and one before it. Whole units are not cut for them.
-    pairs: usize,
-}
-
-impl Share {
-    fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence) -> usize {
-        let depth = sequence.computed().max(1);
-        let shallow = if sequence.takes_units() { usize::MAX } else { self.pairs / depth };
-        let tokens = budget.grant(sequence, self.tokens.min(shallow));
-        self.tokens -= tokens;
-        self.pairs = self.pairs.saturating_sub(tokens * depth);
-        tokens
-    }
 }
 
 /// Waiting sequences that are looked at in a step, most of which may wait for a prefix.

@@ -20,7 +20,7 @@ use traces::Trace;
 
 const USAGE: &str = "\
 usage: simulate [all | table | run TRACE] [--seed N] [--pool-tokens N]
-traces: chat, burst, long-mix, shared, crowd, turns, pressure";
+traces: chat, burst, long-mix, shared, crowd, turns, pressure, ranks";
 
 /// What a run may vary.
 struct Run {
@@ -55,18 +55,18 @@ fn policies() -> Vec<(&'static str, bool, Policy)> {
     vec![
         ("no prefix cache", false, of(|_| ())),
         ("prompts: in order of rank", true, of(|p| p.passed_over_max = 0)),
-        ("prompts: 1 step passed over", true, of(|p| p.passed_over_max = 1)),
-        ("prompts: 2 steps passed over", true, of(|p| p.passed_over_max = 2)),
-        ("prompts: 16 steps passed over", true, of(|p| p.passed_over_max = 16)),
+        ("prompts: each at least every 2nd step", true, of(|p| p.passed_over_max = 1)),
+        ("prompts: each at least every 33rd step", true, of(|p| p.passed_over_max = 32)),
         (
             "beside answers: prompt tokens without limit",
             true,
             of(|p| p.prompt_tokens_beside_answers = usize::MAX),
         ),
         ("beside answers: pairs without limit", true, of(|p| p.prompt_pairs_beside_answers = usize::MAX)),
-        ("beside answers: 131,072 pairs", true, of(|p| p.prompt_pairs_beside_answers = 1 << 17)),
         ("beside answers: 524,288 pairs", true, of(|p| p.prompt_pairs_beside_answers = 1 << 19)),
         ("nobody awaits a prefix", true, of(|p| p.await_prefixes = false)),
+        ("overtaken: 16 times at most", true, of(|p| p.overtaken_max = 16)),
+        ("overtaken: for ever", true, of(|p| p.overtaken_max = usize::MAX)),
         ("room to grow: none", true, of(|p| p.spare_tokens = 0)),
         ("room to grow: 64 tokens", true, of(|p| p.spare_tokens = 64)),
         ("room to grow: 1,024 tokens", true, of(|p| p.spare_tokens = 1_024)),

@@ -75,7 +75,9 @@ pub(crate) fn simulate(machine: Machine, options: Options, sessions: Vec<Session
             let Turn { user, answer_len, .. } = &sessions[session].turns[turn];
             heard[session].tokens.extend(user);
             let Heard { tokens: prompt, drawn } = heard[session].clone();
-            let request = Request { prompt, drawn, max_new_tokens: *answer_len, ..Request::default() };
+            let priority = sessions[session].priority;
+            let request =
+                Request { prompt, drawn, priority, max_new_tokens: *answer_len, ..Request::default() };
             let events = handle.submit(request).expect("an endless queue").pop().expect("one choice");
             open.push(Open { session, turn, events, submitted: at, latest: None, said: Vec::new() });
         }

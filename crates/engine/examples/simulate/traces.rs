@@ -8,6 +8,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 /// One client: turns one after the other, each beginning with all that was said before.
 pub(crate) struct Session {
     pub(crate) arrives: Duration,
+    pub(crate) priority: i32,
     /// Shared with others, before the first turn.
     pub(crate) system: Vec<u32>,
     pub(crate) turns: Vec<Turn>,
@@ -29,11 +30,20 @@ pub(crate) enum Trace {
     Crowd,
     Turns,
     Pressure,
+    Ranks,
 }
 
 impl Trace {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Chat, Self::Burst, Self::LongMix, Self::Shared, Self::Crowd, Self::Turns, Self::Pressure];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Chat,
+        Self::Burst,
+        Self::LongMix,
+        Self::Shared,
+        Self::Crowd,
+        Self::Turns,
+        Self::Pressure,
+        Self::Ranks,
+    ];
 
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|trace| trace.name() == name)
@@ -48,6 +58,7 @@ impl Trace {
             Self::Crowd => "crowd",
             Self::Turns => "turns",
             Self::Pressure => "pressure",
+            Self::Ranks => "ranks",
         }
     }
 
@@ -66,6 +77,9 @@ impl Trace {
                 "conversations of ten turns, a new one every five seconds, 3 s of thought between turns"
             }
             Self::Pressure => "answers of about 600 tokens, 0.3 a second, and a pool of 12,288 tokens",
+            Self::Ranks => {
+                "more questions than can be answered, 5 a second, one in ten of lower priority than the others"
+            }
         }
     }
 
@@ -103,9 +117,13 @@ impl Trace {
                 .collect(),
             Self::Turns => d.arrivals(40, 0.2, |d| {
                 let turns = (0..10).map(|i| d.turn(if i == 0 { 0.0 } else { 3.0 }, 60.0, 120.0)).collect();
-                Session { arrives: Duration::ZERO, system: d.tokens(32), turns }
+                Session { arrives: Duration::ZERO, priority: 0, system: d.tokens(32), turns }
             }),
             Self::Pressure => d.arrivals(150, 0.3, |d| d.question(300.0, 600.0)),
+            Self::Ranks => d.arrivals(900, 5.0, |d| {
+                let priority = i32::from(d.uniform() < 0.1);
+                Session { priority, ..d.question(200.0, 100.0) }
+            }),
         }
     }
 }
@@ -136,7 +154,7 @@ impl Dice {
 
     fn question(&mut self, prompt: f64, answer: f64) -> Session {
         let turns = vec![self.turn(0.0, prompt, answer)];
-        Session { arrives: Duration::ZERO, system: Vec::new(), turns }
+        Session { arrives: Duration::ZERO, priority: 0, system: Vec::new(), turns }
     }
 
     fn question_of(&mut self, prompt_len: usize, answer: f64) -> Session {

@@ -8,6 +8,8 @@
 
 mod sync;
 
+#[path = "../../src/budget.rs"]
+mod budget;
 #[path = "../../src/counters.rs"]
 mod counters;
 #[path = "../../src/engine.rs"]
@@ -16,6 +18,8 @@ mod engine;
 mod handle;
 #[path = "../../src/head.rs"]
 mod head;
+#[path = "../../src/policy.rs"]
+mod policy;
 #[path = "../../src/queue.rs"]
 mod queue;
 #[path = "../../src/reply.rs"]

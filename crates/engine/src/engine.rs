@@ -82,6 +82,7 @@ impl<R: ModelRunner> Engine<R> {
     pub fn step(&mut self, now: Instant) {
         self.retire(now);
         self.scheduler.plan(&self.pool, &self.limits, &self.counters);
+        self.publish(); // a step may take long
         self.scheduler.fill(&mut self.batch);
         if self.batch.n_tokens() > 0 {
             match self.forward() {

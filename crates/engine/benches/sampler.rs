@@ -24,7 +24,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use request::{Request, Sampling};
-use sampler::{Sampler, Scratch, logprobs};
+use sampler::{Sampler, Scratch, logprobs, penalised};
 
 const VOCAB_SIZES: [usize; 4] = [32_000, 102_400, 129_280, 163_840];
 const ROUNDS: usize = 100;
@@ -73,7 +73,8 @@ fn draws(name: &str, kind: &str, sampling: Sampling) {
     line(name, kind, |row| {
         let sampling = Sampling { seed: Some(1), ..sampling.clone() };
         let prompt = (0..1000).map(|i| i * 17 % 30_000).collect();
-        let mut sampler = Sampler::new(&Request { prompt, sampling, ..Request::default() }, 0);
+        let request = Request { prompt, sampling, ..Request::default() };
+        let mut sampler = Sampler::new(&request, 0, penalised(&request));
         let (row, mut scratch) = (row.to_vec(), Scratch::new(row.len()));
         Box::new(move || {
             let _ = black_box(sampler.draw(black_box(&row), &mut scratch));

@@ -16,6 +16,8 @@ pub const STEP_TOKENS_BOUNDS: [u64; 15] =
 pub struct Snapshot {
     /// The engine's thread runs. Once false, never true again.
     pub alive: bool,
+    /// A step is being taken just now: its gauges may be older than what is in it.
+    pub in_step: bool,
     /// Choices whose sequence holds KV blocks.
     pub running: u64,
     /// Choices accepted and not running: not yet, or not now.
@@ -64,6 +66,7 @@ pub struct Snapshot {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) alive: AtomicBool,
+    pub(crate) in_step: AtomicBool,
     running: AtomicU64,
     /// Choices that ran and wait to go on.
     interrupted: AtomicU64,
@@ -145,6 +148,7 @@ impl Counters {
     pub(crate) fn snapshot(&self, queued: u64) -> Snapshot {
         Snapshot {
             alive: self.alive.load(Relaxed),
+            in_step: self.in_step.load(Relaxed),
             running: self.running.load(Relaxed),
             waiting: queued + self.interrupted.load(Relaxed),
             blocks_used: self.blocks_used.load(Relaxed),

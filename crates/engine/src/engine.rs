@@ -80,6 +80,7 @@ impl<R: ModelRunner> Engine<R> {
 
     /// One forward pass for whoever is here, and what follows from it.
     pub fn step(&mut self, now: Instant) {
+        self.counters.in_step.store(true, Relaxed);
         self.retire(now);
         self.scheduler.plan(&self.pool, &self.limits, &self.counters);
         self.publish(); // a step may take long
@@ -94,6 +95,7 @@ impl<R: ModelRunner> Engine<R> {
             }
         }
         self.retire(now);
+        self.counters.in_step.store(false, Relaxed);
     }
 
     /// # Panics

@@ -10,8 +10,9 @@ use crate::engine::Engine;
 use crate::policy::Policy;
 use crate::queue::{Full, Place, Queue};
 use crate::reply::{self, Events, Reply};
-use crate::request::{End, Request};
+use crate::request::{CHOICES_MAX, End, Request};
 use crate::runner::{Limits, ModelRunner};
+use crate::sampler::penalised;
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::mpsc;
 
@@ -86,6 +87,7 @@ pub fn connect(limits: Limits, options: Options) -> (EngineHandle, Inbox) {
         counters: counters.clone(),
         limits: limits.clone(),
         model_identity: options.model_identity.as_bytes().into(),
+        caching: options.prefix_cache,
     };
     (handle, Inbox { life: Life(counters), messages, queue, limits, options })
 }
@@ -98,13 +100,14 @@ pub struct EngineHandle {
     counters: Arc<Counters>,
     limits: Arc<Limits>,
     model_identity: Arc<[u8]>,
+    caching: bool,
 }
 
 impl EngineHandle {
     /// Queues a request, never waiting. The answer has as many streams as the request has choices, in
     /// their order. A request that can never run hears `Rejected` at once.
     pub fn submit(&self, request: Request) -> Result<Vec<Events>, Busy> {
-        let channels = (0..request.n.max(1)).map(|_| reply::channel(&request, &self.limits));
+        let channels = (0..request.n.clamp(1, CHOICES_MAX)).map(|_| reply::channel(&request, &self.limits));
         let (replies, events): (Vec<Reply>, Vec<Events>) = channels.unzip();
         if let Err(reason) = request.check(&self.limits) {
             for reply in replies {
@@ -121,8 +124,8 @@ impl EngineHandle {
             Full::Requests(max_waiting) => Busy::Requests { max_waiting },
             Full::Tokens(max_waiting_tokens) => Busy::Tokens { max_waiting_tokens },
         })?;
-        let chain = self.chain(&request);
-        let arrival = Arrival { request, replies, chain, place };
+        let (chain, penalised) = (self.chain(&request), penalised(&request));
+        let arrival = Arrival { request, replies, chain, penalised, place };
         self.sender.send(Message::Submit(Box::new(arrival))).map_err(|_| Busy::Stopped)?;
         Ok(events)
     }
@@ -131,7 +134,9 @@ impl EngineHandle {
     fn chain(&self, request: &Request) -> Chain {
         let units = Units::new(self.limits.prefill_unit, request.prompt.len(), &request.drawn);
         let mut chain = Chain::new(&self.model_identity, &request.cache_salt, self.limits.block_len, units);
-        chain.extend(&request.prompt);
+        if self.caching {
+            chain.extend(&request.prompt);
+        }
         chain
     }
 
@@ -158,6 +163,8 @@ pub(crate) struct Arrival {
     /// One a choice.
     pub(crate) replies: Vec<Reply>,
     pub(crate) chain: Chain,
+    /// See [`penalised`].
+    pub(crate) penalised: Arc<[u32]>,
     pub(crate) place: Place,
 }
 

@@ -1,5 +1,7 @@
 //! One answer: how its tokens are drawn, and who hears of them.
 
+use std::sync::Arc;
+
 use crate::reply::Reply;
 use crate::request::{End, Event, FinishReason, Logprobs, Request, Token};
 use crate::sampler::{NoToken, Sampler, Scratch, logprobs};
@@ -15,8 +17,8 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub(crate) fn new(request: &Request, choice: usize, reply: Reply) -> Self {
-        let sampler = Sampler::new(request, choice as u64);
+    pub(crate) fn new(request: &Request, choice: usize, reply: Reply, penalised: &Arc<[u32]>) -> Self {
+        let sampler = Sampler::new(request, choice as u64, penalised.clone());
         Self { choice, reply, end: None, sampler, logprobs: request.logprobs }
     }
 

@@ -25,17 +25,17 @@ impl Queue {
     }
 
     /// A place for a request of `tokens` prompt tokens, or which bound is reached. A prompt longer than
-    /// the bound has it to itself.
+    /// the bound has it to itself; one that need not wait is not bound.
     pub(crate) fn enter(self: &Arc<Self>, choices: usize, tokens: usize) -> Result<Place, Full> {
-        let requests_max = self.requests_max.saturating_add(self.open.load(SeqCst));
+        let open = self.open.load(SeqCst);
         let take = |n: &AtomicUsize, amount: usize, max: usize| {
-            n.fetch_update(SeqCst, SeqCst, |n| n.checked_add(amount).filter(|&n| n <= max)).is_ok()
+            n.fetch_update(SeqCst, SeqCst, |n| n.checked_add(amount).filter(|&n| n <= max))
         };
         let tokens = tokens.min(self.tokens_max);
-        if !take(&self.requests, 1, requests_max) {
-            return Err(Full::Requests(self.requests_max));
-        }
-        if !take(&self.tokens, tokens, self.tokens_max) {
+        let before = take(&self.requests, 1, self.requests_max.saturating_add(open))
+            .map_err(|_| Full::Requests(self.requests_max))?;
+        let tokens_max = if before < open { usize::MAX } else { self.tokens_max };
+        if take(&self.tokens, tokens, tokens_max).is_err() {
             self.requests.fetch_sub(1, SeqCst);
             return Err(Full::Tokens(self.tokens_max));
         }
@@ -94,6 +94,9 @@ mod tests {
         assert_eq!(full(1), Some(Full::Requests(3)));
         queue.set_open(1);
         drop(queue.enter(1, 1).unwrap());
+        queue.set_open(4);
+        drop(queue.enter(1, 100).expect("it need not wait"));
+        queue.set_open(0);
         drop((first, third, fourth));
         let giant = queue.enter(1, 1_000).unwrap();
         assert_eq!(full(1), Some(Full::Tokens(100)), "a giant waits alone");

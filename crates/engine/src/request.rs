@@ -5,6 +5,9 @@ use std::time::Instant;
 
 use crate::runner::Limits;
 
+/// Of one request.
+pub(crate) const CHOICES_MAX: usize = 1_024;
+
 /// How the next token is drawn. Built and range-checked at the edge; see [`Request`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
@@ -139,8 +142,8 @@ impl Request {
         if self.prompt.is_empty() {
             return Err("the prompt is empty; give at least one token".into());
         }
-        if self.n == 0 {
-            return Err("n is 0; ask for at least one choice".into());
+        if !(1..=CHOICES_MAX).contains(&self.n) {
+            return Err(format!("n is {}; ask for 1 to {CHOICES_MAX} choices", self.n));
         }
         let vocab_size = limits.vocab_size;
         if let Some(at) = self.prompt.iter().position(|&id| id as usize >= vocab_size) {

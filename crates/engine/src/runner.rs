@@ -19,12 +19,12 @@ pub struct Limits {
     pub step_rows: usize,
     /// Most tokens whose logits may be asked for in one step.
     pub step_outputs: usize,
-    /// Whole units of so many prompt tokens, from multiples of it on, are computed in one step each or several
-    /// together; all else in rows of fewer tokens. A model may use another kernel for a unit than for fewer
-    /// tokens: so which one computes a token, and with that its numbers, depends on its place in the request
-    /// alone and not on what else runs. See [`kv_cache::Units`]. At most
-    /// `step_tokens - step_rows` and `step_outputs - step_rows`, and more than the single token that an answer
-    /// takes; `usize::MAX`: a prompt may be cut anywhere.
+    /// Prompts are computed in aligned units of so many tokens, together as far as they are not cached, and with
+    /// [`Batch::expanded`] set; what lies in no whole unit comes in rows without it. A model may use another
+    /// kernel for the one than for the other: so which one computes a token, and with that its numbers,
+    /// depends on its place in the request alone and not on what else runs or is cached. See
+    /// [`kv_cache::Units`]. At most `step_tokens - step_rows` and `step_outputs - step_rows`, and more than the
+    /// single token that an answer takes; `usize::MAX`: there are no units.
     pub prefill_unit: usize,
 }
 
@@ -76,6 +76,8 @@ pub struct Batch {
     pub slots: Vec<u32>,
     /// `[n_rows + 1]` row `r` owns `tokens[row_start[r]..row_start[r + 1]]`; its positions are consecutive
     pub row_start: Vec<u32>,
+    /// `[n_rows]` the row's tokens belong to whole prefill units of their prompt; see [`Limits::prefill_unit`]
+    pub expanded: Vec<bool>,
     /// `[n_rows]` tokens of the sequence in the cache after this step
     pub kv_len: Vec<u32>,
     /// `[n_rows, table_width]` block ids, padded with block 0
@@ -96,6 +98,7 @@ impl Batch {
             positions: Vec::with_capacity(limits.step_tokens),
             slots: Vec::with_capacity(limits.step_tokens),
             row_start: Vec::with_capacity(limits.step_rows + 1),
+            expanded: Vec::with_capacity(limits.step_rows),
             kv_len: Vec::with_capacity(limits.step_rows),
             tables: Vec::with_capacity(limits.step_rows * table_width),
             table_width,
@@ -118,6 +121,7 @@ impl Batch {
         self.positions.clear();
         self.slots.clear();
         self.row_start.clear();
+        self.expanded.clear();
         self.kv_len.clear();
         self.tables.clear();
         self.outputs.clear();

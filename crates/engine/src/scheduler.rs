@@ -42,14 +42,23 @@ pub(crate) struct Scheduler {
     next_number: u64,
     /// The next in rank found no room.
     blocked: bool,
+    /// Steps in a row in which the shortest prompt was read first.
+    by_length: usize,
 }
 
-/// Waiting sequences that are looked at in a step, most of which may wait for a prefix.
+/// Waiting sequences that are looked up in the cache before one is admitted.
 const CANDIDATES_MAX: usize = 64;
 
 impl Scheduler {
     pub(crate) fn new(policy: Policy) -> Self {
-        Self { policy, waiting: BTreeMap::new(), running: Vec::new(), next_number: 0, blocked: false }
+        Self {
+            policy,
+            waiting: BTreeMap::new(),
+            running: Vec::new(),
+            next_number: 0,
+            blocked: false,
+            by_length: 0,
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -67,7 +76,7 @@ impl Scheduler {
 
     /// Sequences that could be admitted at once.
     pub(crate) fn n_open(&self, limits: &Limits) -> usize {
-        if self.blocked { 0 } else { limits.places() - self.running.len() }
+        if self.blocked && !self.waiting.is_empty() { 0 } else { limits.places() - self.running.len() }
     }
 
     pub(crate) fn enqueue(&mut self, arrival: Arrival, limits: &Limits) {
@@ -83,8 +92,8 @@ impl Scheduler {
             budget.grant(suspect, usize::MAX);
             return;
         }
-        let all_went_on = self.go_on(&mut budget, counters);
-        if all_went_on {
+        self.blocked = !self.go_on(&mut budget, counters);
+        if !self.blocked {
             self.admit(pool, limits, counters);
         }
         self.read_prompts(&mut budget, limits);
@@ -110,7 +119,6 @@ impl Scheduler {
     }
 
     fn admit(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
-        self.blocked = false;
         while self.running.len() < limits.places()
             && let Some(rank) = self.next_candidate(pool)
             && let Some(mut sequence) = self.waiting.remove(&rank)
@@ -137,8 +145,20 @@ impl Scheduler {
         if !policy.await_prefixes {
             return waiting.keys().next().copied();
         }
-        let mut candidates = waiting.iter_mut().take(CANDIDATES_MAX);
-        candidates.find_map(|(rank, sequence)| (!awaits_prefix(sequence, running, pool)).then_some(*rank))
+        let mut n_asked = 0;
+        for (rank, sequence) in waiting.iter_mut() {
+            if still_awaits(sequence, running, pool.block_len()) {
+                continue;
+            }
+            n_asked += 1;
+            if n_asked > CANDIDATES_MAX {
+                break;
+            }
+            if !awaits_prefix(sequence, running, pool) {
+                return Some(*rank);
+            }
+        }
+        None
     }
 
     /// Those that came before `admitted` and still wait; whoever was overtaken too often goes first.
@@ -147,7 +167,7 @@ impl Scheduler {
         let mut promoted = Vec::new();
         for sequence in older {
             sequence.overtaken += 1;
-            if sequence.overtaken == self.policy.overtaken_max {
+            if sequence.overtaken >= self.policy.overtaken_max && sequence.rank.level > i64::MIN {
                 promoted.push(sequence.rank);
             }
         }
@@ -170,8 +190,15 @@ impl Scheduler {
         }
         let mut prompts: Vec<&mut Sequence> =
             self.running.iter_mut().filter(|s| s.granted < s.remaining()).collect();
-        let impatient = |s: &Sequence| s.passed_over >= self.policy.passed_over_max;
-        prompts.sort_by_key(|s| if impatient(s) { 0 } else { s.remaining() });
+        if self.policy.passed_over_max > 0 {
+            prompts.sort_by_key(|s| s.remaining());
+            self.by_length += 1;
+            let longest = (0..prompts.len()).rev().max_by_key(|&at| prompts[at].passed_over);
+            if let Some(at) = longest.filter(|_| self.by_length > self.policy.passed_over_max) {
+                prompts[..=at].rotate_right(1);
+                self.by_length = 0;
+            }
+        }
         for sequence in prompts {
             let got = share.grant(budget, sequence);
             sequence.passed_over = if got > 0 { 0 } else { sequence.passed_over + 1 };
@@ -260,17 +287,21 @@ impl Scheduler {
 /// computed twice. Only one that goes first is waited for: it gets on whatever happens.
 fn awaits_prefix(sequence: &mut Sequence, running: &[Sequence], pool: &BlockPool) -> bool {
     let block_len = pool.block_len();
-    if let Some((rank, block)) = sequence.awaited {
-        let at = running.binary_search_by_key(&rank, |other| other.rank);
-        if at.is_ok_and(|at| running[at].computes_for(sequence, block, block_len)) {
-            return true;
-        }
-    }
     let missing = if running.is_empty() { None } else { sequence.first_missing(pool) };
     let first = running.partition_point(|other| other.rank < sequence.rank);
     let computes =
         |block| running[..first].iter().find(|other| other.computes_for(sequence, block, block_len));
     let computing = missing.and_then(computes);
-    sequence.awaited = computing.map(|other| other.rank).zip(missing);
+    let awaited = computing.zip(missing);
+    sequence.awaited =
+        awaited.map(|(other, block)| (other.rank, other.computes_up_to(sequence, block, block_len)));
     sequence.awaited.is_some()
+}
+
+/// What it was found to wait for is computed still; needs no look into the cache.
+fn still_awaits(sequence: &Sequence, running: &[Sequence], block_len: usize) -> bool {
+    sequence.awaited.is_some_and(|(rank, block)| {
+        let at = running.binary_search_by_key(&rank, |other| other.rank);
+        at.is_ok_and(|at| running[at].computes_for(sequence, block, block_len))
+    })
 }

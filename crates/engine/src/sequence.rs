@@ -67,8 +67,9 @@ pub(crate) struct Progress {
 
 impl Sequence {
     pub(crate) fn new(number: u64, arrival: Arrival, len_max: usize) -> Self {
-        let Arrival { request, replies, chain, place } = arrival;
-        let heads = replies.into_iter().zip(0..).map(|(reply, choice)| Head::new(&request, choice, reply));
+        let Arrival { request, replies, chain, penalised, place } = arrival;
+        let head = |(choice, reply)| Head::new(&request, choice, reply, &penalised);
+        let heads = replies.into_iter().enumerate().map(head);
         Self {
             rank: Rank { level: request.priority.into(), number, choice: 0 },
             granted: 0,
@@ -152,6 +153,13 @@ impl Sequence {
             && end <= self.prompt_len
     }
 
+    /// Of the blocks from `block` on, which it computes for `other`, the last that it computes for it too.
+    pub(crate) fn computes_up_to(&self, other: &Self, block: usize, block_len: usize) -> usize {
+        let end = self.prompt_len.min(other.cacheable()) / block_len;
+        let names = self.chain.names().iter().zip(other.chain.names()).take(end).skip(block + 1);
+        block + names.take_while(|(own, others)| own == others).count()
+    }
+
     /// Blocks that it lacks to grow by `tokens`, or to its longest; for one that waits, once it has blocks for
     /// what it is.
     pub(crate) fn growth(&self, tokens: usize, block_len: usize) -> usize {
@@ -164,11 +172,13 @@ impl Sequence {
     /// or takes nothing.
     pub(crate) fn admit(&mut self, pool: &BlockPool, spare: usize) -> Result<(), PoolFull> {
         let mut table = pool.open(&self.chain, &self.tokens, self.cacheable());
-        table.reserve(self.tokens.len())?;
+        // Before anything is taken: room for one that cannot come yet would be made at the cache's expense.
+        let wanted = self.tokens.len().div_ceil(pool.block_len()) - table.ids().len() + spare;
         let available = pool.stats().available();
-        if available < spare {
-            return Err(PoolFull { wanted: spare, available });
+        if available < wanted {
+            return Err(PoolFull { wanted, available });
         }
+        table.reserve(self.tokens.len())?;
         self.computed = table.len_cached();
         self.computed_max = self.computed_max.max(self.computed);
         self.table = Some(table);
@@ -208,26 +218,24 @@ impl Sequence {
         }
     }
 
-    /// Waits for room for a whole unit: a single token is of no use to it. See
-    /// [`crate::runner::Limits::prefill_unit`].
+    /// Its next tokens belong to a unit, which is computed as one as far as it is not cached: a single token
+    /// is of no use to it. See [`crate::runner::Limits::prefill_unit`].
     pub(crate) fn takes_units(&self) -> bool {
-        self.chain.units().begins_at(self.computed)
+        self.chain.units().hold(self.computed)
     }
 
-    /// Tokens beyond those granted already that the budgets allow, and the outputs they take: whole
-    /// units where they begin; else single tokens, up to the next unit and fewer than one.
+    /// Tokens beyond those granted already that the budgets allow, and the outputs they take: to the end of
+    /// a unit, and more whole units; else single tokens, up to the next unit.
     pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize) -> (usize, usize) {
-        let (units, next) = (self.chain.units(), self.computed + self.granted);
-        let known = self.tokens.len() - next;
-        let (piece, most) = match self.takes_units() {
-            true => (units.unit_len(), known),
-            false => (1, known.min(units.until_next(next)).min(units.unit_len() - 1 - self.granted)),
-        };
+        let (units, first) = (self.chain.units(), self.computed + self.granted);
+        let alike = (self.tokens.len() - first).min(units.alike_from(first));
+        let alike = if self.takes_units() == units.hold(first) { alike } else { 0 };
         let (mut tokens, mut outputs) = (0, 0);
-        while tokens + piece <= most.min(tokens_max) && (piece == 1 || units.begins_at(next + tokens)) {
-            let (first, last) = (next + tokens, next + tokens + piece);
-            let wanted = (first..last).filter(|&position| self.wants_output(position)).count();
-            if outputs + wanted > outputs_max {
+        while tokens < alike {
+            let position = first + tokens;
+            let piece = if self.takes_units() { units.left(position) } else { 1 };
+            let wanted = (position..position + piece).filter(|&position| self.wants_output(position)).count();
+            if tokens + piece > tokens_max || outputs + wanted > outputs_max {
                 break;
             }
             tokens += piece;
@@ -254,6 +262,7 @@ impl Sequence {
             batch.slots.push(table.slot(position));
         }
         batch.row_start.push(batch.tokens.len() as u32);
+        batch.expanded.push(self.takes_units());
         batch.kv_len.push(kv_len as u32);
         batch.tables.extend_from_slice(table.ids());
         batch.tables.resize(batch.kv_len.len() * batch.table_width, 0);
@@ -270,8 +279,13 @@ impl Sequence {
         let from = self.computed;
         self.computed += self.granted;
         self.suspect = false;
+        let mut rows = rows.peekable();
+        // Rows of the cache that are no numbers make all logits NaN, for whoever would find them.
+        let sound = rows.peek().is_none_or(|row| !row[0].is_nan());
         if let Some(table) = &mut self.table {
             table.copied();
+        }
+        if let Some(table) = self.table.as_mut().filter(|_| sound) {
             table.publish(&mut self.chain, &self.tokens[..self.computed]);
         }
         let fresh = from.max(self.computed_max).min(self.computed);

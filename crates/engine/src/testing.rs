@@ -108,7 +108,7 @@ pub enum Trouble {
 struct Latent {
     position: u32,
     token: u32,
-    /// Computed in a row of at least [`Limits::prefill_unit`] tokens.
+    /// Computed in a row with [`Batch::expanded`] set.
     in_unit: bool,
     /// Digest of everything up to here, as it was read when this was computed.
     state: u64,
@@ -212,7 +212,7 @@ impl FakeRunner {
             let (_, mut state) = self.read(table, len - n_computed);
             for t in tokens {
                 let (position, token) = (batch.positions[t], batch.tokens[t]);
-                let in_unit = n_computed >= self.limits.prefill_unit;
+                let in_unit = batch.expanded[r];
                 state = digest(state, token, in_unit);
                 self.arena[batch.slots[t] as usize] = Some(Latent { position, token, in_unit, state });
             }
@@ -269,7 +269,8 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
     assert_eq!(batch.table_width, limits.table_width());
     assert_eq!(batch.tables.len(), n_rows * batch.table_width);
     assert_eq!((batch.positions.len(), batch.slots.len()), (n_tokens, n_tokens));
-    assert_eq!(batch.row_start.len(), n_rows + 1);
+    assert_eq!((batch.row_start.len(), batch.expanded.len()), (n_rows + 1, n_rows));
+    assert!(limits.prefill_unit < usize::MAX || !batch.expanded.contains(&true), "there are no units");
     assert_eq!((batch.row_start[0], batch.row_start[n_rows] as usize), (0, n_tokens));
     assert!(batch.tokens.iter().all(|&token| (token as usize) < limits.vocab_size));
     assert!(batch.outputs.is_sorted_by(|a, b| a < b), "outputs must rise: {:?}", batch.outputs);
@@ -287,10 +288,6 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
         let tokens = batch.row_start[r] as usize..batch.row_start[r + 1] as usize;
         assert!(!tokens.is_empty(), "row {r} is empty");
         let first = batch.kv_len[r] as usize - tokens.len();
-        if tokens.len() >= limits.prefill_unit {
-            let cut = [first, tokens.len()].map(|n| n % limits.prefill_unit);
-            assert_eq!(cut, [0, 0], "row {r}: {} tokens from {first} are no whole units", tokens.len());
-        }
         let table = lists(r);
         assert!(batch.kv_len[r] as usize <= limits.context_len);
         for (position, t) in (first..).zip(tokens) {

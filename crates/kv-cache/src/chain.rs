@@ -39,29 +39,25 @@ impl Units {
         Self { len: usize::MAX, whole: Vec::new() }
     }
 
-    /// Tokens in a unit.
-    pub fn unit_len(&self) -> usize {
-        self.len
+    /// Does the token at `position` belong to a unit that is computed as one?
+    pub fn hold(&self, position: usize) -> bool {
+        self.is_whole(position / self.len)
     }
 
-    /// Does the unit at `position` count as one, and begin there?
-    pub fn begins_at(&self, position: usize) -> bool {
-        position.is_multiple_of(self.len) && self.is_whole(position / self.len)
+    /// Tokens from `position` to the end of its unit.
+    pub fn left(&self, position: usize) -> usize {
+        self.len - position % self.len
     }
 
-    /// Tokens from `position` on that are computed one by one, up to the next unit if there is one.
-    pub fn until_next(&self, position: usize) -> usize {
-        let next = (position.div_ceil(self.len)..self.whole.len()).find(|&index| self.is_whole(index));
-        next.map_or(usize::MAX, |index| index * self.len - position)
+    /// Tokens from `position` on of which all, or none, belong to units that are computed as one.
+    pub fn alike_from(&self, position: usize) -> usize {
+        let (index, whole) = (position / self.len, self.hold(position));
+        let other = (index..self.whole.len() + 1).find(|&index| self.is_whole(index) != whole);
+        other.map_or(usize::MAX, |index| index * self.len - position)
     }
 
     fn is_whole(&self, index: usize) -> bool {
         self.whole.get(index).copied().unwrap_or(false)
-    }
-
-    /// Where a computation that has `len` tokens may go on: where a unit begins, or anywhere else but in one.
-    fn resumes_at(&self, len: usize) -> usize {
-        if self.is_whole(len / self.len) { len - len % self.len } else { len }
     }
 
     /// For each unit that tokens `from..to` reach into, whether it is computed as one.
@@ -137,10 +133,6 @@ impl Chain {
         }
     }
 
-    pub(crate) fn resumes_at(&self, len: usize) -> usize {
-        self.units.resumes_at(len)
-    }
-
     /// Names that say nothing, as no hash should make them.
     #[cfg(test)]
     pub(crate) fn colliding(blocks: usize, block_len: usize) -> Self {
@@ -194,7 +186,7 @@ mod tests {
     fn units_lie_within_the_prompt_and_hold_nothing_drawn() {
         let check = |prompt_len: usize, drawn: &[Range<usize>], expected: &[usize]| {
             let units = Units::new(4, prompt_len, drawn);
-            let begun: Vec<usize> = (0..40).filter(|&position| units.begins_at(position)).collect();
+            let begun: Vec<usize> = (0..40).step_by(4).filter(|&position| units.hold(position)).collect();
             assert_eq!(begun, expected, "{prompt_len} tokens, {drawn:?} drawn");
         };
         check(3, &[], &[]);
@@ -206,13 +198,13 @@ mod tests {
     }
 
     #[test]
-    fn a_computation_resumes_outside_of_units() {
+    fn tokens_are_alike_up_to_the_next_change() {
         let units = Units::new(4, 14, &[5..6]); // units from 0 and from 8
-        let at = [0, 3, 4, 7, 8, 9, 11, 12, 13].map(|len| units.resumes_at(len));
-        assert_eq!(at, [0, 0, 4, 7, 8, 8, 8, 12, 13]);
-        let until = [4, 5, 7, 12, 30].map(|position| units.until_next(position));
-        assert_eq!(until, [4, 3, 1, usize::MAX, usize::MAX]);
-        assert_eq!(Units::none().until_next(7), usize::MAX);
+        let alike = [0, 3, 4, 7, 8, 11, 12, 30].map(|position| units.alike_from(position));
+        assert_eq!(alike, [4, 1, 4, 1, 4, 1, usize::MAX, usize::MAX]);
+        assert_eq!(Units::new(4, 14, &[]).alike_from(1), 11);
+        assert_eq!([0, 3, 9].map(|position| units.left(position)), [4, 1, 3]);
+        assert_eq!(Units::none().alike_from(7), usize::MAX);
     }
 
     #[test]

@@ -33,9 +33,8 @@ impl BlockPool {
         self.block_len
     }
 
-    /// A table that begins with what is cached of `tokens`, `limit` tokens at most, and ends where a
-    /// computation may go on. `chain` names the full blocks of `tokens`. More room is taken by
-    /// [`BlockTable::reserve`].
+    /// A table that begins with what is cached of `tokens`, `limit` tokens at most. `chain` names the full
+    /// blocks of `tokens`. More room is taken by [`BlockTable::reserve`].
     pub fn open(&self, chain: &Chain, tokens: &[u32], limit: usize) -> BlockTable {
         let cached = if self.caching { self.cached(chain, tokens, limit) } else { Vec::new() };
         let len = cached.len() * self.block_len;
@@ -46,19 +45,14 @@ impl BlockPool {
             Some((id, same)) if self.caching => (same, Some(id)),
             _ => (0, None),
         };
-        let resume = chain.resumes_at((len + more).min(limit));
-        let (whole, rest) = (resume / self.block_len, resume % self.block_len);
+        let len = (len + more).min(limit);
+        let (whole, rest) = (len / self.block_len, len % self.block_len);
         let source = if whole < cached.len() { Some(cached[whole]) } else { source };
         // A copy pays for more than a few tokens; its source is held beside all blocks of the table.
         let room = tokens.len().div_ceil(self.block_len) < self.stats().available();
-        let pays = room && rest * COPY_PAYS >= self.block_len && rest > 0;
-        if let (Some(source), true) = (source, pays) {
-            return BlockTable::new(self.clone(), &cached[..whole], Some(source), resume);
-        }
-        let stops_well =
-            |blocks: &usize| chain.resumes_at(blocks * self.block_len) == blocks * self.block_len;
-        let whole = (0..=whole).rev().find(stops_well).unwrap_or(0);
-        BlockTable::new(self.clone(), &cached[..whole], None, whole * self.block_len)
+        let source = source.filter(|_| room && rest > 0 && rest * COPY_PAYS >= self.block_len);
+        let len = if source.is_some() { len } else { whole * self.block_len };
+        BlockTable::new(self.clone(), &cached[..whole], source, len)
     }
 
     /// Blocks of `chain` that are published, from the first on; at most those that `limit` tokens reach into.

@@ -14,6 +14,7 @@ mod logprobs;
 mod tests;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -67,13 +68,25 @@ impl Scratch {
     }
 }
 
+/// The tokens of a request's prompt that its choices are to repeat less, once each.
+pub(crate) fn penalised(request: &Request) -> Arc<[u32]> {
+    if request.sampling.repetition_penalty == 1.0 {
+        return Arc::default();
+    }
+    let mut ids = request.prompt.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into()
+}
+
 /// One sequence's way of drawing, and what it must remember for it.
 pub(crate) struct Sampler {
     sampling: Sampling,
     stop_ids: Vec<u32>,
     min_new_tokens: usize,
-    /// How often each token was drawn, if a penalty wants it; the prompt's have their place here
-    /// too, for the repetition penalty.
+    /// The prompt's tokens, once each, if the repetition penalty wants them; shared by all choices.
+    prompt: Arc<[u32]>,
+    /// How often each token was drawn, if a penalty wants it.
     counts: HashMap<u32, u32>,
     n_drawn: usize,
     stream: ChaCha8Rng,
@@ -82,15 +95,15 @@ pub(crate) struct Sampler {
 impl Sampler {
     /// `choice`: which of the answers to one request. It draws as a request of its own would whose seed is so
     /// much more.
-    pub(crate) fn new(request: &Request, choice: u64) -> Self {
+    pub(crate) fn new(request: &Request, choice: u64, prompt: Arc<[u32]>) -> Self {
         let sampling = request.sampling.clone();
         let seed = sampling.seed.map_or_else(rand::random, |seed| seed.wrapping_add(choice));
         let stream = ChaCha8Rng::seed_from_u64(seed);
-        let prompt = if sampling.repetition_penalty == 1.0 { &[][..] } else { &request.prompt };
         Self {
             stop_ids: request.stop_ids.clone(),
             min_new_tokens: request.min_new_tokens,
-            counts: prompt.iter().map(|&id| (id, 0)).collect(),
+            prompt,
+            counts: HashMap::new(),
             n_drawn: 0,
             stream,
             sampling,
@@ -143,7 +156,8 @@ impl Sampler {
         }
         if self.penalises() {
             let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
-            for (&id, &count) in &self.counts {
+            let undrawn = self.prompt.iter().filter(|id| !self.counts.contains_key(id)).map(|id| (id, &0));
+            for (&id, &count) in self.counts.iter().chain(undrawn) {
                 let presence = if count > 0 { presence_penalty } else { 0.0 };
                 let penalty = frequency_penalty * count as f32 + presence;
                 row.update(id, |logit| repelled(logit, repetition_penalty) - penalty);

@@ -106,10 +106,9 @@ impl<'a> World<'a> {
         let cached = self.model.cached(&kind, &tokens);
         let mut table = self.pool.open(&chain, &tokens, limit);
         let len = table.len_cached();
-        let resumes = |len: usize| !kind.in_unit(len) || len.is_multiple_of(self.unit);
-        assert!(len <= limit && resumes(len), "{len} tokens of at most {limit}");
+        assert!(len <= limit, "{len} tokens of at most {limit}");
         // What whole blocks can serve is the least that is found.
-        let whole = (0..=cached.len()).rev().map(|n| n * block_len).find(|&n| n <= limit && resumes(n));
+        let whole = (0..=cached.len()).rev().map(|n| n * block_len).find(|&n| n <= limit);
         assert!(len >= whole.unwrap(), "{len} tokens found, {whole:?} are cached in whole blocks");
         let ids = table.ids().to_vec();
         assert_eq!(ids, cached[..len / block_len]);
@@ -172,10 +171,7 @@ impl<'a> World<'a> {
     fn compute(&mut self, at: usize, n: Option<usize>, publish: bool) {
         self.copy(at);
         let life = &mut self.lives[at];
-        let mut end = n.map_or(life.tokens.len(), |n| life.computed + n);
-        if life.kind.in_unit(end) {
-            end = end.next_multiple_of(self.unit);
-        }
+        let end = n.map_or(life.tokens.len(), |n| life.computed + n);
         for position in life.tokens.len()..end {
             life.tokens.push(position as u32 % 3);
         }

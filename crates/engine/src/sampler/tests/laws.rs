@@ -200,7 +200,10 @@ fn a_seed_draws_the_same_alone_and_among_others() {
 #[test]
 fn each_choice_draws_from_a_stream_of_its_own() {
     let request = Request { sampling: hot(1.0), ..Request::default() };
-    let first = |choice| Sampler::new(&request, choice).draw(&[0.0; 9000], &mut Scratch::new(9000)).unwrap();
+    let first = |choice| {
+        let mut sampler = Sampler::new(&request, choice, penalised(&request));
+        sampler.draw(&[0.0; 9000], &mut Scratch::new(9000)).unwrap()
+    };
     assert_eq!([first(0), first(1), first(2)], [first(0), first(1), first(2)]);
     assert!(first(0) != first(1) && first(1) != first(2));
 }

@@ -5,7 +5,7 @@ use super::*;
 const NEG_INF: f32 = f32::NEG_INFINITY;
 
 fn sampler(sampling: Sampling) -> Sampler {
-    Sampler::new(&Request { sampling, ..Request::default() }, 0)
+    Sampler::new(&Request { sampling, ..Request::default() }, 0, Default::default())
 }
 
 fn hot(temperature: f32) -> Sampling {
@@ -88,7 +88,7 @@ fn a_low_temperature_stays_finite() {
 
 /// Logits after masks, penalties and bias, once `drawn` has been generated after `prompt`.
 fn check_adjusted(request: Request, drawn: &[u32], row: &[f32], expected: &[f32]) {
-    let mut sampler = Sampler::new(&request, 0);
+    let mut sampler = Sampler::new(&request, 0, penalised(&request));
     sampler.n_drawn = drawn.len();
     for &id in drawn {
         *sampler.counts.entry(id).or_default() += 1;
@@ -159,7 +159,8 @@ fn no_token_comes_of_a_row_that_is_not_numbers() {
                         min_new_tokens: 1, // a mask does not hide it
                         ..Request::default()
                     };
-                    let got = Sampler::new(&request, 0).draw(&row, &mut Scratch::new(sampled_vocab));
+                    let got = Sampler::new(&request, 0, penalised(&request))
+                        .draw(&row, &mut Scratch::new(sampled_vocab));
                     assert_eq!(got, Err(NoToken::NotFinite), "{at} of {size}");
                 }
             }
@@ -175,7 +176,8 @@ fn ids_beyond_the_sampled_vocabulary_are_never_drawn() {
         for sampling in [Sampling::default(), hot(1.0), Sampling { top_k: 2, ..hot(1.0) }] {
             let request =
                 Request { sampling, stop_ids: vec![size as u32], min_new_tokens: 1, ..Request::default() };
-            let id = Sampler::new(&request, 0).draw(&row, &mut Scratch::new(size)).unwrap();
+            let id =
+                Sampler::new(&request, 0, penalised(&request)).draw(&row, &mut Scratch::new(size)).unwrap();
             assert!((id as usize) < size, "{id} of {size}");
         }
     }

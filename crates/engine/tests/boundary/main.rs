@@ -84,7 +84,7 @@ fn pick(range: Range<usize>) -> usize {
 }
 
 fn scenario() {
-    let limits = Limits { step_rows: 2, n_blocks: 9, context_len: 12, ..testing::limits() };
+    let limits = Limits { step_rows: 1, n_blocks: 9, context_len: 12, ..testing::limits() };
     // Room for one prompt and no more, so that a place that is not given back shows.
     let options = Options { max_waiting: 1, max_waiting_tokens: PROMPT_LEN, ..Options::default() };
     let (handle, inbox) = connect(limits.clone(), options);

@@ -5,16 +5,17 @@
 //! Sequences stand in one order, by priority and arrival ([`Rank`]); it decides who is admitted first
 //! and who gives up blocks last. [`Scheduler::plan`] is the policy:
 //!
-//! 1. **Go on**: each running sequence gets one token. Where no block is left for it, the last in rank is
-//!    sent back to the queue. So the first in rank always goes on, and every answer in every step.
+//! 1. **Go on**: each running sequence gets one token, but for those that wait for a unit of their prompt.
+//!    Where no block is left for one, the last in rank is sent back to the queue; the first never is.
 //! 2. **Admit** whoever is next and finds blocks for all its tokens, with some to spare for those that
 //!    run. Nobody overtakes for want of room; who waits for a prefix that is just being computed lets
 //!    others pass. One that was overtaken too often goes before all.
 //! 3. **Read prompts** with the rest of the budget, of which answers leave them a fixed share, so that
-//!    nobody's next token waits for a long prompt: the shortest first, and none passed over too often.
+//!    nobody's next token waits for a long prompt: the shortest first, now and then the one that was passed
+//!    over longest.
 //!
-//! A prompt is cut at multiples of the model's prefill unit only, so that its numbers do not depend on
-//! the crowd.
+//! Which kernel computes a token depends on its place in its request alone ([`kv_cache::Units`]), so that
+//! its numbers do not depend on the crowd.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -179,7 +180,7 @@ impl Scheduler {
         }
     }
 
-    /// The shortest first, but for those that were passed over too often, who come first by rank.
+    /// The shortest first; once in a while whoever was passed over longest.
     fn read_prompts(&mut self, budget: &mut Budget, limits: &Limits) {
         let answers = self.running.iter().any(|s| s.granted == s.remaining());
         let mut share = Share { tokens: budget.tokens, pairs: usize::MAX };

@@ -55,8 +55,8 @@ fn policies() -> Vec<(&'static str, bool, Policy)> {
     vec![
         ("no prefix cache", false, of(|_| ())),
         ("prompts: in order of rank", true, of(|p| p.passed_over_max = 0)),
-        ("prompts: each at least every 2nd step", true, of(|p| p.passed_over_max = 1)),
-        ("prompts: each at least every 33rd step", true, of(|p| p.passed_over_max = 32)),
+        ("prompts: the longest waiting every 2nd step", true, of(|p| p.passed_over_max = 1)),
+        ("prompts: the longest waiting every 33rd step", true, of(|p| p.passed_over_max = 32)),
         (
             "beside answers: prompt tokens without limit",
             true,

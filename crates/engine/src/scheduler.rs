@@ -232,12 +232,14 @@ impl Scheduler {
         counters: &Counters,
     ) {
         let mut first = 0; // row of `logits` where the sequence's outputs begin
+        let open = limits.places() - self.running.len();
         let mut forks = Vec::new();
         for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
             let n_outputs = sequence.granted_outputs();
             let rows = (first..first + n_outputs).map(|output| logits.row(output));
             first += n_outputs;
-            counters.count_progress(&sequence.commit(rows, scratch, &mut forks));
+            let places = open.saturating_sub(forks.len());
+            counters.count_progress(&sequence.commit(rows, scratch, &mut forks, places));
         }
         for mut fork in forks {
             if fork.table().is_some() && self.running.len() < limits.places() {

@@ -269,12 +269,13 @@ impl Sequence {
     }
 
     /// The granted tokens are computed; `rows` are the logits they asked for, in order. Sequences that
-    /// split off go to `forks`.
+    /// split off go to `forks`; so many may run.
     pub(crate) fn commit<'a>(
         &mut self,
         rows: impl Iterator<Item = &'a [f32]>,
         scratch: &mut Scratch,
         forks: &mut Vec<Self>,
+        places: usize,
     ) -> Progress {
         let from = self.computed;
         self.computed += self.granted;
@@ -292,7 +293,7 @@ impl Sequence {
         self.computed_max = self.computed_max.max(self.computed);
         let mut generated_tokens = 0;
         match self.read_scores(from, rows) {
-            Ok(Some(row)) => generated_tokens = self.draw(row, scratch, forks),
+            Ok(Some(row)) => generated_tokens = self.draw(row, scratch, forks, places),
             // Only scored: nothing was to be drawn.
             Ok(None) if self.computed == self.len_max => self.fail(&End::Finished(FinishReason::Length)),
             Ok(None) => {}
@@ -329,43 +330,53 @@ impl Sequence {
     }
 
     /// Each head draws its next token. The first that goes on stays here, with those that have ended; each
-    /// other gets a sequence of its own, which shares the prompt's blocks. Returns how many tokens were drawn.
-    fn draw(&mut self, row: &[f32], scratch: &mut Scratch, forks: &mut Vec<Self>) -> usize {
+    /// other gets a sequence of its own, which shares the prompt's blocks. Heads for whom there is no place
+    /// draw nothing and stay together: they come back to the prompt later. Returns how many tokens were drawn.
+    fn draw(&mut self, row: &[f32], scratch: &mut Scratch, forks: &mut Vec<Self>, places: usize) -> usize {
         let last = self.tokens.len() + 1 == self.len_max;
-        let (mut own, mut n_drawn) = (None, 0);
-        for mut head in std::mem::take(&mut self.heads) {
+        let (mut own, mut n_drawn, mut n_forks) = (None, 0, 0);
+        let mut heads = std::mem::take(&mut self.heads).into_iter();
+        while own.is_none() || n_forks < places {
+            let Some(mut head) = heads.next() else { break };
             let drawn = head.draw(row, scratch, last);
             n_drawn += drawn.iter().len();
             match drawn.filter(|_| head.end.is_none()) {
-                Some(id) if own.is_some() => forks.push(self.fork(head, id)),
+                Some(id) if own.is_some() => {
+                    forks.push(self.fork(vec![head], Some(id)));
+                    n_forks += 1;
+                }
                 goes_on => {
                     own = own.or(goes_on);
                     self.heads.push(head);
                 }
             }
         }
+        let rest: Vec<Head> = heads.collect();
+        if !rest.is_empty() {
+            forks.push(self.fork(rest, None));
+        }
         self.tokens.extend(own);
         n_drawn
     }
 
-    /// Without room for a block of its own it has none at all, and waits.
-    fn fork(&self, head: Head, id: u32) -> Self {
+    /// Goes on with the token `drawn`, if there is one and room for a block of its own; else it waits.
+    fn fork(&self, heads: Vec<Head>, drawn: Option<u32>) -> Self {
         let len = self.computed;
         Self {
-            rank: Rank { choice: head.choice, ..self.rank },
+            rank: Rank { choice: heads[0].choice, ..self.rank },
             granted: 0,
             suspect: false,
             overtaken: 0,
             passed_over: 0,
             awaited: None,
-            heads: vec![head],
-            tokens: self.tokens.iter().copied().chain([id]).collect(),
+            heads,
+            tokens: self.tokens.iter().copied().chain(drawn).collect(),
             prompt_len: self.prompt_len,
             len_max: self.len_max,
             computed: len,
             computed_max: len,
             chain: self.chain.clone(),
-            table: self.table.as_ref().and_then(|table| table.fork(len).ok()),
+            table: self.table.as_ref().filter(|_| drawn.is_some()).and_then(|table| table.fork(len).ok()),
             place: None,
             prompt_logprobs: self.prompt_logprobs,
             scored: self.scored,

@@ -314,10 +314,14 @@ fn choices_share_their_prompt() {
         "pool 33x4 budget 16 | a=9+3,n3 | step: a+9 [5] | step: a+1 a+1 a+1 [5] \
          | step: a+1 a+1 a+1 a. a. a. [0]",
     );
-    // Rows for two: the third choice waits.
+    // Rows for two: the third choice comes back to the prompt's last token, and a fourth with it.
     check(
         "pool 33x4 budget 16 rows 2 | a=9+3,n3 | step: a+9 [4] | step: a+1 a+1 [4] \
-         | step: a+1 a+1 a. a. [0] | step: a+2 [3] | step: a+1 a. [0]",
+         | step: a+1 a+1 a. a. [0] | step: a+1 [3] | step: a+1 [3] | step: a+1 a. [0]",
+    );
+    check(
+        "pool 33x4 budget 16 rows 2 | a=9+2,n4 | step: a+9 [4] | step: a+1 a+1 a. a. [0] \
+         | step: a+1 [4] | step: a+1 a+1 a. a. [0]",
     );
     // Five blocks: two of the prompt and one for each of three, not of four.
     check(

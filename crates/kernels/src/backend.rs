@@ -78,8 +78,6 @@ pub struct Workspace {
     pub widest_mlp: usize,
     pub n_experts: usize,
     pub top_k: usize,
-    /// Rows with at least so many new tokens take `attend_expanded`, the others `attend_latent`.
-    pub expand_from: usize,
 }
 
 /// Rows of a buffer: row `t` is `buffer[offset + t * stride..]`.
@@ -151,7 +149,7 @@ pub trait Backend: Sized + Send {
     // A step.
 
     /// Takes over the step's indices and the rotary angles of its positions.
-    /// GPU: one host-to-device copy of a pinned struct; 4 B × (3 T + rows × table width + 2 copies).
+    /// GPU: one host-to-device copy of a pinned struct; 4 B × (3 T + rows × (table width + 3) + 2 copies).
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()>;
     /// Tokens of the current step.
     fn step_tokens(&self) -> usize;

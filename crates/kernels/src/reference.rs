@@ -15,7 +15,6 @@ pub struct Reference {
     precision: Precision,
     step: StepState,
     limits: Option<StepLimits>,
-    expand_from: usize,
     rope_width: usize,
     /// `[tokens, rope / 2, 2]`
     cos_sin: Vec<f32>,
@@ -55,23 +54,16 @@ impl PlainArena {
 
 impl Reference {
     pub fn new(precision: Precision) -> Self {
-        Self {
-            precision,
-            step: StepState::default(),
-            limits: None,
-            expand_from: usize::MAX,
-            rope_width: 0,
-            cos_sin: Vec::new(),
-        }
+        Self { precision, step: StepState::default(), limits: None, rope_width: 0, cos_sin: Vec::new() }
     }
 
     fn angles(&self, t: usize) -> &[f32] {
         &self.cos_sin[t * self.rope_width..][..self.rope_width]
     }
 
-    /// `(row, token, keys that the token sees)` of each token of the rows that `absorbed` names.
-    fn tokens(&self, absorbed: bool) -> Vec<(Row, usize, usize)> {
-        let rows = self.step.rows.iter().filter(|row| (row.len < self.expand_from) == absorbed);
+    /// `(row, token, keys that the token sees)` of each token of the rows that are `expanded`, or are not.
+    fn tokens(&self, expanded: bool) -> Vec<(Row, usize, usize)> {
+        let rows = self.step.rows.iter().filter(|row| row.expanded == expanded);
         rows.flat_map(|&row| (0..row.len).map(move |i| (row, row.first + i, row.kv_len - row.len + i + 1)))
             .collect()
     }
@@ -129,7 +121,6 @@ impl Backend for Reference {
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
         self.step = StepState::new(&workspace.limits);
-        self.expand_from = workspace.expand_from;
         self.limits = Some(workspace.limits);
         Ok(())
     }
@@ -243,7 +234,7 @@ impl Backend for Reference {
     fn absorb_query(&mut self, op: AbsorbQuery<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
         let d = &op.dims;
-        for (_, t, _) in self.tokens(true) {
+        for (_, t, _) in self.tokens(false) {
             for h in 0..d.n_heads {
                 let q = &row(&op.q, t, d.n_heads * d.qk_head_dim())[h * d.qk_head_dim()..][..d.qk_head_dim()];
                 let (nope, rope) = q.split_at(d.qk_nope_head_dim);
@@ -260,7 +251,7 @@ impl Backend for Reference {
         op.check(self.step.n_tokens())?;
         let d = &op.dims;
         let width = d.latent_width();
-        for (r, t, n) in self.tokens(true) {
+        for (r, t, n) in self.tokens(false) {
             let keys: Vec<&[f32]> =
                 (0..n).map(|p| op.arena.row(op.layer, self.step.slot(r.index, p))).collect();
             let values: Vec<&[f32]> = keys.iter().map(|k| &k[..d.kv_lora_rank]).collect();
@@ -277,7 +268,7 @@ impl Backend for Reference {
     fn absorb_output(&mut self, op: AbsorbOutput<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
         let d = &op.dims;
-        for (_, t, _) in self.tokens(true) {
+        for (_, t, _) in self.tokens(false) {
             for h in 0..d.n_heads {
                 let i = t * d.n_heads + h;
                 let out = op.w_uv.mul(h, &op.latent[i * d.kv_lora_rank..][..d.kv_lora_rank]);
@@ -292,7 +283,7 @@ impl Backend for Reference {
         let d = &op.dims;
         let round =
             |v: Vec<f32>| -> Vec<f32> { v.into_iter().map(|x| op.arena.precision.round(x)).collect() };
-        for (r, t, n) in self.tokens(false) {
+        for (r, t, n) in self.tokens(true) {
             let latents: Vec<&[f32]> =
                 (0..n).map(|p| op.arena.row(op.layer, self.step.slot(r.index, p))).collect();
             for h in 0..d.n_heads {

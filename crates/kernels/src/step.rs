@@ -48,6 +48,8 @@ pub struct Step<'a> {
     pub row_start: &'a [u32],
     /// `[rows]` sequence length after this step
     pub kv_len: &'a [u32],
+    /// `[rows]` whether a row takes `attend_expanded`, else `attend_latent`: rows of any length may take either
+    pub expanded: &'a [bool],
     /// `[rows, table_width]`
     pub tables: &'a [u32],
     /// `[outputs]` rising indices into `tokens`
@@ -64,6 +66,8 @@ pub(crate) struct Row {
     pub len: usize,
     /// Tokens in the cache after this step; the row's last token is the last of them.
     pub kv_len: usize,
+    /// Takes `attend_expanded`.
+    pub expanded: bool,
 }
 
 /// The step that a backend works on: a checked copy in memory reserved at start.
@@ -114,7 +118,8 @@ impl StepState {
         self.rows.clear();
         self.rows.extend(step.kv_len.iter().enumerate().map(|(index, &kv_len)| {
             let first = step.row_start[index] as usize;
-            Row { index, first, len: step.row_start[index + 1] as usize - first, kv_len: kv_len as usize }
+            let len = step.row_start[index + 1] as usize - first;
+            Row { index, first, len, kv_len: kv_len as usize, expanded: step.expanded[index] }
         }));
         self.copies.clear();
         self.copies.extend_from_slice(step.copies);
@@ -138,6 +143,7 @@ fn check(step: &Step<'_>, limits: &StepLimits) -> Result<()> {
     let rows = step.kv_len.len();
     say(n > 0 && n <= limits.tokens, "more tokens than the step budget, or none")?;
     say(rows <= limits.rows && step.row_start.len() == rows + 1, "row_start does not fit the rows")?;
+    say(step.expanded.len() == rows, "expanded does not fit the rows")?;
     say(step.positions.len() == n && step.slots.len() == n, "positions or slots do not fit the tokens")?;
     say(step.tables.len() == rows * limits.table_width(), "tables do not fit the rows")?;
     say(step.outputs.len() <= limits.outputs, "more outputs than the step budget")?;
@@ -190,12 +196,14 @@ mod tests {
             slots: &[2, 3, 6],
             row_start: &[0, 2, 3],
             kv_len: &[2, 5],
+            expanded: &[true, false],
             tables: &[1, 0, 0, 2, 1, 3],
             outputs: &[1, 2],
         };
         let mut state = StepState::new(&limits());
         state.load(&good, &limits()).unwrap();
         assert_eq!(state.slot(1, 4), 6);
+        assert_eq!([0, 1].map(|r| state.rows[r].expanded), [true, false]);
         for (bad, what) in [
             (Step { tokens: &[1, 2, 10], ..good }, "vocabulary"),
             (Step { positions: &[0, 1, 3], ..good }, "positions"),
@@ -207,6 +215,7 @@ mod tests {
             (Step { kv_len: &[2, 7], ..good }, "context"),
             (Step { tables: &[1, 0, 0, 2, 1, 4], ..good }, "block"),
             (Step { tables: &[1, 0, 0], ..good }, "tables"),
+            (Step { expanded: &[true], ..good }, "expanded"),
             (Step { outputs: &[2, 1], ..good }, "outputs"),
             (Step { outputs: &[3], ..good }, "outputs"),
         ] {

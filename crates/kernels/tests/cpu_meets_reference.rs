@@ -1,7 +1,17 @@
 //! Each op of the CPU backend against the scalar reference: odd sizes, every instruction set of this
 //! machine, one thread and several, f32 and bf16.
 
+use Attention::{Expanded, Latent};
 use kernels::*;
+
+/// `(tokens already cached, new tokens, how the row attends)`
+type Row = (usize, usize, Attention);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attention {
+    Latent,
+    Expanded,
+}
 
 /// Deterministic numbers in [-1, 1).
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -20,7 +30,7 @@ fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
-/// Two rows under way: one long with new tokens, one decoding, one fresh; shuffled blocks.
+/// Rows under way in shuffled blocks.
 struct StepData {
     limits: StepLimits,
     /// Each row's last block goes where the row before had its own, the first one's to a spare block.
@@ -30,17 +40,17 @@ struct StepData {
     slots: Vec<u32>,
     row_start: Vec<u32>,
     kv_len: Vec<u32>,
+    expanded: Vec<bool>,
     tables: Vec<u32>,
     outputs: Vec<u32>,
 }
 
 impl StepData {
-    /// `rows`: `(tokens already cached, new tokens)`.
-    fn new(rows: &[(usize, usize)], block_len: usize) -> Self {
-        let context_len = rows.iter().map(|(a, b)| a + b).max().unwrap() + 3;
+    fn new(rows: &[Row], block_len: usize) -> Self {
+        let context_len = rows.iter().map(|(cached, new, _)| cached + new).max().unwrap() + 3;
         let width = context_len.div_ceil(block_len);
         let lent = (rows.len() * width) as u32;
-        let tokens: usize = rows.iter().map(|(_, n)| n).sum();
+        let tokens: usize = rows.iter().map(|(_, new, _)| new).sum();
         let limits = StepLimits {
             tokens,
             rows: rows.len(),
@@ -60,10 +70,11 @@ impl StepData {
             slots: vec![],
             row_start: vec![0],
             kv_len: vec![],
+            expanded: rows.iter().map(|(.., attention)| *attention == Expanded).collect(),
             tables,
             outputs: vec![],
         };
-        for (r, &(cached, new)) in rows.iter().enumerate() {
+        for (r, &(cached, new, _)) in rows.iter().enumerate() {
             for p in cached..cached + new {
                 let block = s.tables[r * width + p / block_len];
                 s.positions.push(p as u32);
@@ -86,6 +97,7 @@ impl StepData {
             slots: &self.slots,
             row_start: &self.row_start,
             kv_len: &self.kv_len,
+            expanded: &self.expanded,
             tables: &self.tables,
             outputs: &self.outputs,
         }
@@ -104,7 +116,6 @@ struct Sizes {
     intermediate: usize,
     n_experts: usize,
     top_k: usize,
-    expand_from: usize,
 }
 
 /// Everything that one backend computes in one step, op by op.
@@ -125,7 +136,6 @@ fn run<B: Backend>(
         widest_mlp: inter.max(k * inter.next_multiple_of(16)),
         n_experts: e,
         top_k: k,
-        expand_from: s.expand_from,
     })
     .unwrap();
     let rope =
@@ -196,6 +206,7 @@ fn run<B: Backend>(
                 slots: &[slot],
                 row_start: &[0, 1],
                 kv_len: &[p as u32 + 1],
+                expanded: &[false],
                 tables: &data.tables[r * table_width..][..table_width],
                 outputs: &[],
             };
@@ -330,12 +341,23 @@ const ODD: Sizes = Sizes {
     intermediate: 27,
     n_experts: 7,
     top_k: 3,
-    expand_from: 9,
 };
 
 #[test]
 fn odd_sizes() {
-    let data = StepData::new(&[(70, 9), (130, 1), (0, 5), (0, 1), (3, 12)], 5);
+    let data = StepData::new(
+        &[
+            (70, 9, Expanded),
+            (130, 1, Latent),
+            (0, 5, Latent),
+            (130, 1, Expanded),
+            (0, 1, Latent),
+            (0, 1, Expanded),
+            (3, 26, Latent),
+            (3, 12, Expanded),
+        ],
+        5,
+    );
     check(ODD, &data, Precision::F32, 2e-5);
     // In bf16 the fast kernels round the softmax weights too, and sums in another order now and then round
     // an intermediate to its neighbour, 2^-8 away.
@@ -344,21 +366,23 @@ fn odd_sizes() {
 
 #[test]
 fn a_single_token() {
-    check(ODD, &StepData::new(&[(0, 1)], 64), Precision::F32, 2e-5);
-    check(ODD, &StepData::new(&[(64, 1)], 1), Precision::F32, 2e-5);
+    for attention in [Latent, Expanded] {
+        check(ODD, &StepData::new(&[(0, 1, attention)], 64), Precision::F32, 2e-5);
+        check(ODD, &StepData::new(&[(64, 1, attention)], 1), Precision::F32, 2e-5);
+    }
 }
 
 #[test]
 fn keys_split_over_threads() {
     // 1,100 keys are three parts of 512 at most.
-    let data = StepData::new(&[(1100, 1), (600, 2)], 64);
+    let data = StepData::new(&[(1100, 1, Latent), (600, 2, Latent)], 64);
     check(ODD, &data, Precision::F32, 5e-5);
 }
 
 #[test]
 fn only_one_kind_of_attention() {
-    let data = StepData::new(&[(40, 20), (0, 33)], 16);
-    for expand_from in [1, usize::MAX] {
-        check(Sizes { expand_from, ..ODD }, &data, Precision::F32, 2e-5);
+    for attention in [Latent, Expanded] {
+        let data = StepData::new(&[(40, 20, attention), (0, 33, attention)], 16);
+        check(ODD, &data, Precision::F32, 2e-5);
     }
 }

@@ -22,12 +22,13 @@ const STEP: Step<'static> = Step {
     slots: &[8, 9],
     row_start: &[0, 2],
     kv_len: &[2],
+    expanded: &[false],
     tables: &[4, 3, 2, 1],
     outputs: &[1],
 };
 
 fn workspace(limits: StepLimits) -> Workspace {
-    Workspace { limits, mla: DIMS, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2, expand_from: 4 }
+    Workspace { limits, mla: DIMS, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2 }
 }
 
 fn rope() -> Rope {
@@ -97,6 +98,14 @@ fn copies_of_blocks_that_cannot_be() {
         check_refused(cpu.begin_step(&Step { copies, ..STEP }, &rope()), what);
     }
     cpu.begin_step(&Step { copies: &[(4, 3), (3, 1)], ..STEP }, &rope()).unwrap();
+}
+
+#[test]
+fn rows_that_no_attention_is_named_for() {
+    let mut cpu = reserved(Precision::F32);
+    for expanded in [&[][..], &[false, true]] {
+        check_refused(cpu.begin_step(&Step { expanded, ..STEP }, &rope()), "expanded does not fit");
+    }
 }
 
 #[test]
@@ -213,7 +222,7 @@ fn nan_in_one_part_of_a_long_row_shows() {
     let limits = StepLimits { tokens, context_len: 1024, n_blocks: 513, ..LIMITS };
     for threads in [1, 16] {
         let mut cpu = Cpu::new(threads, Precision::F32);
-        cpu.reserve(Workspace { expand_from: usize::MAX, ..workspace(limits.clone()) }).unwrap();
+        cpu.reserve(workspace(limits.clone())).unwrap();
         let all: Vec<u32> = (0..tokens as u32).collect();
         let slots: Vec<u32> = all.iter().map(|p| p + 2).collect();
         let step = Step {
@@ -223,6 +232,7 @@ fn nan_in_one_part_of_a_long_row_shows() {
             slots: &slots,
             row_start: &[0, tokens as u32],
             kv_len: &[tokens as u32],
+            expanded: &[false],
             tables: &(1..=512).collect::<Vec<u32>>(),
             outputs: &[],
         };

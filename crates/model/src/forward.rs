@@ -217,7 +217,7 @@ impl<B: Backend> Model<B> {
             }
         };
 
-        // Rows with few new tokens, in latent space.
+        // Rows that stay in latent space.
         backend.absorb_query(AbsorbQuery { q, w_uk: &layer.w_uk, out: &mut run.q_latent, dims })?;
         let q_latent = &run.q_latent;
         backend.attend_latent(AttendLatent {
@@ -229,7 +229,7 @@ impl<B: Backend> Model<B> {
         })?;
         let latent = &run.latent;
         backend.absorb_output(AbsorbOutput { latent, w_uv: &layer.w_uv, out: &mut run.attended, dims })?;
-        // Rows with many, expanded.
+        // Rows that do not.
         let (w_k, w_uv, out) = (&layer.w_k, &layer.w_uv, &mut run.attended);
         backend.attend_expanded(AttendExpanded { q, w_k, w_uv, arena, layer: index, out, dims })?;
 
@@ -353,6 +353,5 @@ pub fn workspace(spec: &ModelSpec, limits: &StepLimits) -> Workspace {
         widest_mlp: widest_mlp.max().unwrap_or(0),
         n_experts: spec.moe().map_or(0, |moe| moe.rule.n_experts),
         top_k: spec.moe().map_or(0, |moe| moe.rule.top_k),
-        expand_from: prefill_unit(spec, limits),
     }
 }

@@ -27,6 +27,7 @@ impl<B: Backend> ModelRunner for Model<B> {
             slots: &batch.slots,
             row_start: &batch.row_start,
             kv_len: &batch.kv_len,
+            expanded: &batch.expanded,
             tables: &batch.tables,
             outputs: &batch.outputs,
         };

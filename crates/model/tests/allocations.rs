@@ -2,7 +2,7 @@
 
 mod golden;
 
-use golden::{Golden, Shape, steps};
+use golden::{Chunks, Golden, Shape, steps};
 use kernels::{Cpu, Precision};
 
 #[global_allocator]
@@ -18,8 +18,9 @@ fn a_hundred_mixed_steps_allocate_nothing() {
         let limits = model.step_limits().clone();
         let sequences: Vec<Vec<u32>> = (0..4).map(|p| [golden.ids(p), golden.greedy(p)].concat()).collect();
         // Chunks that are expanded and chunks that stay in latent space, prefill beside decode.
-        let mut all: Vec<_> =
-            [300, 7, 1].iter().flat_map(|&chunk| steps(&limits, &sequences, chunk)).collect();
+        let chunks = [(300, true), (50, false), (50, true), (7, false), (1, false)];
+        let chunks = chunks.map(|(len, expanded)| Chunks { len, expanded });
+        let mut all: Vec<_> = chunks.iter().flat_map(|&chunks| steps(&limits, &sequences, chunks)).collect();
         assert!(all.len() > 100);
         for step in all.iter_mut().step_by(3) {
             // Blocks of no sequence.

@@ -31,7 +31,7 @@ fn decode(model: &mut Model<Cpu>, prompt: &[u32], rows: &[Row<'_>], copies: &[(u
     };
     let table = |blocks: [u32; 4]| [&blocks[..], &vec![0; limits.table_width() - 4]].concat();
     let mut step = StepData::default();
-    step.push(&limits, 0, prompt, 0..prompt.len(), &table(ORIGINAL));
+    step.push(&limits, 0, prompt, 0..prompt.len(), &table(ORIGINAL), false);
     forward(&step);
     let mut decoded = vec![Vec::new(); rows.len()];
     for p in prompt.len()..rows[0].0.len() {
@@ -40,7 +40,7 @@ fn decode(model: &mut Model<Cpu>, prompt: &[u32], rows: &[Row<'_>], copies: &[(u
             step.copies = copies.to_vec();
         }
         for (r, &(sequence, blocks)) in rows.iter().enumerate() {
-            step.push(&limits, r, sequence, p..p + 1, &table(blocks));
+            step.push(&limits, r, sequence, p..p + 1, &table(blocks), false);
         }
         let logits = forward(&step);
         decoded.iter_mut().zip(logits).for_each(|(all, row)| all.extend(row));

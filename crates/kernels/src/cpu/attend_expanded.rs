@@ -12,8 +12,7 @@ use crate::step::{Row, StepState};
 
 impl Cpu {
     pub(super) fn attend_expanded_of<E: Stored>(&mut self, op: AttendExpanded<'_, Self>) -> Result<()> {
-        let expand_from = self.expand_from;
-        let expanded = |row: &&Row| row.len >= expand_from;
+        let expanded = |row: &&Row| row.expanded;
         let rows = self.step.rows.iter().filter(expanded).count();
         if rows == 0 {
             return Ok(());

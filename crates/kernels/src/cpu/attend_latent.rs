@@ -140,7 +140,7 @@ impl Cpu {
         let per_item = tokens_per_item(heads);
         let items = &mut self.scratch.items;
         items.clear();
-        for row in self.step.rows.iter().filter(|row| row.len < self.expand_from) {
+        for row in self.step.rows.iter().filter(|row| !row.expanded) {
             for done in (0..row.len).step_by(per_item) {
                 items.push(LatentItem {
                     row: row.index,

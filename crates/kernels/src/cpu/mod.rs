@@ -52,7 +52,6 @@ pub struct Cpu {
     cos_sin: Vec<f32>,
     /// Tokens of rows that take `attend_latent`.
     absorbed: Vec<u32>,
-    expand_from: usize,
     scratch: Scratch,
 }
 
@@ -77,7 +76,6 @@ impl Cpu {
             reserved: None,
             cos_sin: Vec::new(),
             absorbed: Vec::new(),
-            expand_from: usize::MAX,
             scratch: Scratch::default(),
         }
     }
@@ -179,7 +177,6 @@ impl Backend for Cpu {
         self.step = StepState::new(limits);
         self.cos_sin = zeros(limits.tokens * mla.qk_rope_head_dim)?;
         self.absorbed = Vec::with_capacity(limits.tokens);
-        self.expand_from = workspace.expand_from;
         self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
         self.reserved = Some((workspace.limits, workspace.mla));
         Ok(())
@@ -231,7 +228,7 @@ impl Backend for Cpu {
             }
         }
         self.absorbed.clear();
-        for row in self.step.rows.iter().filter(|row| row.len < self.expand_from) {
+        for row in self.step.rows.iter().filter(|row| !row.expanded) {
             self.absorbed.extend((row.first..row.first + row.len).map(|t| t as u32));
         }
         Ok(())

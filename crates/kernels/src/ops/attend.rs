@@ -5,7 +5,7 @@ use crate::error::{Result, require};
 /// Causal attention in latent space over the row's blocks: all heads share one key, the latent row,
 /// and one value, its first `kv_lora_rank` numbers (multi-query attention of head dim 576).
 ///
-/// For the rows with fewer new tokens than `expand_from`.
+/// For the rows that the step does not say to expand.
 ///
 /// GPU: one launch, grid (splits, rows), plus a combine of the splits, captured with bounds from
 /// `kv_len` on the device; reads Σ kv_len · latent_width · e once for all heads.
@@ -29,7 +29,9 @@ impl<B: Backend> AttendLatent<'_, B> {
 }
 
 /// Causal attention with each head's keys and values expanded from the latent rows, tile by tile:
-/// fewer operations a query, so cheaper for the rows with many new tokens (a prompt).
+/// fewer operations a query, so cheaper for rows with many new tokens (a prompt).
+///
+/// For the rows that the step says to expand.
 ///
 /// GPU: a flash-attention kernel per tile of context, with an up-projection GEMM into a fixed
 /// workspace before it and a merge by log-sum-exp; not captured; reads Σ kv_len · latent_width · e.

@@ -127,14 +127,15 @@ pub(crate) struct StepData {
     slots: Vec<u32>,
     row_start: Vec<u32>,
     kv_len: Vec<u32>,
+    expanded: Vec<bool>,
     tables: Vec<u32>,
     outputs: Vec<u32>,
     pub(crate) owners: Vec<usize>,
 }
 
 impl StepData {
-    /// A row more: the `range` of sequence `owner`'s tokens, whose blocks are `table`'s. The logits of each
-    /// are asked for.
+    /// A row more: the `range` of sequence `owner`'s tokens, whose blocks are `table`'s, `expanded` or in latent
+    /// space. The logits of each are asked for.
     pub(crate) fn push(
         &mut self,
         limits: &StepLimits,
@@ -142,6 +143,7 @@ impl StepData {
         sequence: &[u32],
         range: Range<usize>,
         table: &[u32],
+        expanded: bool,
     ) {
         for p in range.clone() {
             let block = table[p / limits.block_len] as usize;
@@ -156,6 +158,7 @@ impl StepData {
         }
         self.row_start.push(self.tokens.len() as u32);
         self.kv_len.push(range.end as u32);
+        self.expanded.push(expanded);
         self.tables.extend(table);
     }
 
@@ -172,6 +175,7 @@ impl StepData {
             slots: self.slots.clone(),
             row_start: self.row_start.clone(),
             kv_len: self.kv_len.clone(),
+            expanded: self.expanded.clone(),
             tables: self.tables.clone(),
             table_width: self.tables.len() / self.kv_len.len(),
             outputs: self.outputs.clone(),
@@ -186,15 +190,27 @@ impl StepData {
             slots: &self.slots,
             row_start: &self.row_start,
             kv_len: &self.kv_len,
+            expanded: &self.expanded,
             tables: &self.tables,
             outputs: &self.outputs,
         }
     }
 }
 
-/// The steps that compute `sequences`, all in one batch, at most `chunk` tokens of each at a time; the
-/// logits of every token are asked for.
-pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunk: usize) -> Vec<StepData> {
+/// How sequences are computed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chunks {
+    /// Tokens of each at a time.
+    pub(crate) len: usize,
+    /// With keys and values expanded.
+    pub(crate) expanded: bool,
+}
+
+pub(crate) const WHOLE: Chunks = Chunks { len: 400, expanded: false };
+pub(crate) const WHOLE_EXPANDED: Chunks = Chunks { len: 400, expanded: true };
+
+/// The steps that compute `sequences` in `chunks`, all in one batch; the logits of every token are asked for.
+pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunks: Chunks) -> Vec<StepData> {
     let width = limits.table_width();
     // Blocks of a sequence lie far apart, in falling order.
     let table =
@@ -205,11 +221,11 @@ pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunk: usize) -
     while (0..sequences.len()).any(|s| done[s] < sequences[s].len()) {
         let mut step = StepData::default();
         for s in 0..sequences.len() {
-            let n = chunk.min(sequences[s].len() - done[s]).min(limits.tokens - step.n_tokens());
+            let n = chunks.len.min(sequences[s].len() - done[s]).min(limits.tokens - step.n_tokens());
             if n == 0 {
                 continue;
             }
-            step.push(limits, s, &sequences[s], done[s]..done[s] + n, &tables[s]);
+            step.push(limits, s, &sequences[s], done[s]..done[s] + n, &tables[s], chunks.expanded);
             done[s] += n;
         }
         steps.push(step);
@@ -218,19 +234,19 @@ pub(crate) fn steps(limits: &StepLimits, sequences: &[Vec<u32>], chunk: usize) -
 }
 
 /// Runs [`steps`] and returns the logits at every position of each sequence.
-pub(crate) fn run<B: Backend>(model: &mut Model<B>, sequences: &[Vec<u32>], chunk: usize) -> Vec<Vec<f32>> {
-    run_watched(model, sequences, chunk, |_, _| ())
+pub(crate) fn run<B: Backend>(model: &mut Model<B>, sequences: &[Vec<u32>], chunks: Chunks) -> Vec<Vec<f32>> {
+    run_watched(model, sequences, chunks, |_, _| ())
 }
 
 pub(crate) fn run_watched<B: Backend>(
     model: &mut Model<B>,
     sequences: &[Vec<u32>],
-    chunk: usize,
+    chunks: Chunks,
     mut look: impl FnMut(Place, &Model<B>),
 ) -> Vec<Vec<f32>> {
     let limits = model.step_limits().clone();
     let mut logits = vec![Vec::new(); sequences.len()];
-    for step in steps(&limits, sequences, chunk) {
+    for step in steps(&limits, sequences, chunks) {
         let mut out = Vec::new();
         model.forward_watched(&step.step(), &mut out, &mut look).unwrap();
         for (owner, row) in step.owners.iter().zip(out.chunks(limits.vocab_size)) {
@@ -249,12 +265,12 @@ pub(crate) fn largest_error(got: &[f32], want: &[f32]) -> f32 {
 
 /// Largest error over all prompts: last positions, every position of prompts 0 to 2, and the steps of
 /// prompt 1's greedy answer.
-pub(crate) fn error_of<B: Backend>(golden: &Golden, model: &mut Model<B>, chunk: usize) -> f32 {
+pub(crate) fn error_of<B: Backend>(golden: &Golden, model: &mut Model<B>, chunks: Chunks) -> f32 {
     let vocab = model.spec().vocab_size;
     let mut sequences: Vec<Vec<u32>> = (0..4).map(|p| golden.ids(p)).collect();
     let prompt1 = sequences[1].len();
     sequences[1].extend(&golden.greedy(1)[..31]);
-    let logits = run(model, &sequences, chunk);
+    let logits = run(model, &sequences, chunks);
     let mut worst = 0f32;
     for (p, logits) in logits.iter().enumerate() {
         let n = golden.ids(p).len();

@@ -2,7 +2,7 @@
 //! row says what share of the limit it is.
 
 use kernels::{Cpu, Step, StepLimits};
-use model::forward::Model;
+use model::forward::{Model, prefill_unit};
 use model::plan::Parameters;
 use model::spec::ModelSpec;
 use serde::Serialize;
@@ -88,6 +88,8 @@ pub(crate) struct Decode {
 /// One sequence under way: its place among the blocks and how far it is.
 struct Sequences<'a> {
     limits: &'a StepLimits,
+    /// New tokens from which a row is expanded.
+    unit: usize,
     /// `[batch]` tokens in the cache
     len: Vec<usize>,
 }
@@ -113,6 +115,7 @@ impl Sequences<'_> {
         let width = self.limits.table_width();
         let row_start: Vec<u32> = (0..=rows).map(|r| (r * n) as u32).collect();
         let kv_len: Vec<u32> = self.len.iter().map(|&len| len as u32).collect();
+        let expanded = vec![n >= self.unit; rows];
         let tables: Vec<u32> = (0..rows * width).map(|i| 1 + i as u32).collect();
         let outputs: Vec<u32> = (1..=rows).map(|r| (r * n - 1) as u32).collect();
         run(&Step {
@@ -122,6 +125,7 @@ impl Sequences<'_> {
             slots: &slots,
             row_start: &row_start,
             kv_len: &kv_len,
+            expanded: &expanded,
             tables: &tables,
             outputs: &outputs,
         })
@@ -170,9 +174,10 @@ fn prefill(model: &mut Model<Cpu>, cases: &Cases) -> anyhow::Result<Prefill> {
     let limits = model.step_limits().clone();
     let tokens = cases.prompt.min(limits.context_len);
     let mut logits = Vec::new();
+    let unit = prefill_unit(model.spec(), &limits);
     let mut best = f64::MAX;
     for _ in 0..3 {
-        let mut sequences = Sequences { limits: &limits, len: vec![0] };
+        let mut sequences = Sequences { limits: &limits, unit, len: vec![0] };
         let start = Instant::now();
         while sequences.len[0] < tokens {
             let n = cases.chunk.min(tokens - sequences.len[0]);
@@ -198,7 +203,8 @@ fn prefill_flops(spec: &ModelSpec, tokens: usize) -> f64 {
 
 fn decode(model: &mut Model<Cpu>, depth: usize, batch: usize, steps: usize) -> anyhow::Result<Decode> {
     let limits = model.step_limits().clone();
-    let mut sequences = Sequences { limits: &limits, len: vec![0; batch] };
+    let unit = prefill_unit(model.spec(), &limits);
+    let mut sequences = Sequences { limits: &limits, unit, len: vec![0; batch] };
     while sequences.len[0] < depth {
         let n = (limits.tokens / batch).max(1).min(depth - sequences.len[0]);
         sequences.step(n, |step| model.prime(step))?;

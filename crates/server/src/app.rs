@@ -159,8 +159,6 @@ struct State {
     phase: watch::Sender<Phase>,
     open_requests: AtomicUsize,
     idle: Notify,
-    /// Choices that the engine works on.
-    sequences: AtomicUsize,
     waiting: Waiting,
     keys: Keys,
     metrics: Metrics,
@@ -181,7 +179,6 @@ impl App {
             phase: watch::Sender::new(Phase::Serving),
             open_requests: AtomicUsize::new(0),
             idle: Notify::new(),
-            sequences: AtomicUsize::new(0),
             waiting: Waiting::new(),
             ignored: Mutex::default(),
         }))
@@ -257,8 +254,8 @@ impl App {
     pub(crate) fn pulse(&self) -> Pulse {
         let Some(model) = self.model() else { return Pulse::Rests };
         let now = model.engine.snapshot();
-        // The engine's gauges are as of its last step, which may be long ago.
-        let works = self.0.sequences.load(Ordering::SeqCst) > 0 || now.running > 0 || now.waiting > 0;
+        // Not who waits for an answer here: a client that reads slowly is no work for the engine.
+        let works = now.in_step || now.running > 0 || now.waiting > 0;
         match (now.alive, works) {
             (false, _) => Pulse::Dead,
             (true, true) => Pulse::Works { steps: now.steps },
@@ -310,12 +307,6 @@ impl App {
         if ended.is_ok_and(|phase| *phase == Phase::Dead) { engine_dead() } else { shutting_down() }
     }
 
-    /// Counts a sequence until the guard is dropped.
-    pub(crate) fn open_sequence(&self) -> OpenSequence {
-        self.0.sequences.fetch_add(1, Ordering::SeqCst);
-        OpenSequence(self.clone())
-    }
-
     /// Counts an HTTP request until the guard, held by its response's body, is dropped.
     pub(crate) fn open_request(&self) -> OpenRequest {
         self.0.open_requests.fetch_add(1, Ordering::SeqCst);
@@ -342,14 +333,6 @@ impl Drop for OpenRequest {
         if state.open_requests.fetch_sub(1, Ordering::SeqCst) == 1 {
             state.idle.notify_waiters();
         }
-    }
-}
-
-pub(crate) struct OpenSequence(App);
-
-impl Drop for OpenSequence {
-    fn drop(&mut self) {
-        self.0.0.sequences.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::app::{App, OpenSequence};
+use crate::app::App;
 use crate::metrics::Finished;
 use crate::waiting::Place;
 
 /// One sequence's times. It is counted once: when it finishes, or when dropped.
 pub(crate) struct SequenceTimer {
     app: App,
-    _open: OpenSequence,
     /// The prompt's place in the queue: its first choice has it.
     place: Option<Place>,
     prompt_len: usize,
@@ -25,7 +24,6 @@ impl SequenceTimer {
     pub(crate) fn new(app: &App, place: Option<Place>, prompt_len: usize, submitted: Instant) -> Self {
         Self {
             app: app.clone(),
-            _open: app.open_sequence(),
             place,
             prompt_len,
             submitted,

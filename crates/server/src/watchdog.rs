@@ -14,7 +14,7 @@ const LOOKS: u32 = 16;
 pub enum EngineFault {
     #[error("the engine has stopped after a fault; the lines above have the cause")]
     Dead,
-    #[error("the engine is stuck: requests run, and no step has ended for {} s (--step-timeout)", .0.as_secs_f32())]
+    #[error("the engine is stuck: there is work, and no step has begun for {} s (--step-timeout)", .0.as_secs_f32())]
     Stuck(Duration),
 }
 

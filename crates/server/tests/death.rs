@@ -9,7 +9,7 @@ use engine::testing::FakeRunner;
 use serde_json::{Value, json};
 use server::{EngineFault, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 const PATH: &str = "/v1/completions";
@@ -120,4 +120,30 @@ async fn a_first_step_may_be_the_one_that_is_stuck() {
     assert_dead(&server.post(PATH, &asked(false)).await);
     assert!(matches!(server.task.await.unwrap(), Err(EngineFault::Stuck(_))));
     gate.open();
+}
+
+#[tokio::test]
+async fn a_client_that_reads_slowly_does_not_make_the_engine_stuck() {
+    let step_timeout = Duration::from_secs(1);
+    let patient = Options { step_timeout, stall_timeout: PATIENCE, ..options() };
+    let runner = FakeRunner::new(model_limits());
+    let server = Server::running(patient, runner, engine::Options::default()).await;
+    // More than the sockets between server and client hold.
+    let long = json!({"prompt": [3], "max_tokens": 200, "n": 96, "stream": true, "ignore_eos": true, "logprobs": 20});
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut client = socket.connect(server.address).await.unwrap();
+    client.write_all(post(PATH, &long.to_string()).as_bytes()).await.unwrap();
+    timeout(PATIENCE, client.readable()).await.unwrap().unwrap();
+    for gauge in ["vllm:num_requests_waiting", "vllm:num_requests_running"] {
+        server.until_metric(gauge, 0.0).await;
+    }
+    tokio::time::sleep(2 * step_timeout).await;
+    assert_eq!(server.get("/health").await.status, 200);
+    assert!(!server.task.is_finished());
+    let mut answer = Vec::new();
+    timeout(PATIENCE, client.read_to_end(&mut answer)).await.expect("it can still be read").unwrap();
+    let events = common::parse_reply(&String::from_utf8(answer).unwrap()).events();
+    let ended = events.iter().filter(|event| event["choices"][0]["finish_reason"] == "length");
+    assert_eq!(ended.count(), 96);
 }

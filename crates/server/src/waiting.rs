@@ -18,8 +18,7 @@ struct State {
     since: Instant,
     /// Time in which somebody waited, and who left meanwhile; the recent past weighs more.
     time_s: f64,
-    left_requests: f64,
-    left_tokens: f64,
+    left: f64,
 }
 
 impl Waiting {
@@ -35,12 +34,13 @@ impl Waiting {
 
     /// Whole seconds until so many places are likely to be free.
     pub(crate) fn seconds_for_requests(&self, requests: usize) -> u64 {
-        self.state().seconds(Instant::now(), |state| state.left_requests, requests)
+        self.state().seconds(Instant::now(), requests as f64)
     }
 
     /// The same for places of prompt tokens.
     pub(crate) fn seconds_for_tokens(&self, tokens: usize) -> u64 {
-        self.state().seconds(Instant::now(), |state| state.left_tokens, tokens)
+        let state = self.state();
+        state.seconds(Instant::now(), state.prompts_of(tokens))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -50,7 +50,7 @@ impl Waiting {
 
 impl State {
     fn new(now: Instant) -> Self {
-        Self { requests: 0, tokens: 0, since: now, time_s: 0.0, left_requests: 0.0, left_tokens: 0.0 }
+        Self { requests: 0, tokens: 0, since: now, time_s: 0.0, left: 0.0 }
     }
 
     fn enter(&mut self, tokens: usize, now: Instant) {
@@ -65,16 +65,22 @@ impl State {
         self.requests -= 1;
         self.tokens -= tokens;
         self.time_s = KEEP * self.time_s + (now - self.since).as_secs_f64();
-        self.left_requests = KEEP * self.left_requests + 1.0;
-        self.left_tokens = KEEP * self.left_tokens + tokens as f64;
+        self.left = KEEP * self.left + 1.0;
         self.since = now;
     }
 
-    /// At the rate at which `left` left. That nobody has left since a while counts, too.
-    fn seconds(&self, now: Instant, left: impl Fn(&Self) -> f64, wanted: usize) -> u64 {
-        let idle_s = if self.requests == 0 { 0.0 } else { (now - self.since).as_secs_f64() };
-        let each_s = (self.time_s + idle_s) / left(self).max(1.0);
-        (each_s * wanted as f64).ceil().clamp(1.0, 60.0) as u64
+    /// How many of those who wait have so many tokens.
+    fn prompts_of(&self, tokens: usize) -> f64 {
+        (tokens * self.requests) as f64 / self.tokens.max(1) as f64
+    }
+
+    /// Until so many have left at the rate at which they did, less the time since the latest. Where the next
+    /// one is overdue, the rate is what it would be if they left now.
+    fn seconds(&self, now: Instant, prompts: f64) -> u64 {
+        let since_s = if self.requests == 0 { 0.0 } else { (now - self.since).as_secs_f64() };
+        let if_now_s = (KEEP * self.time_s + since_s) / (KEEP * self.left + 1.0);
+        let each_s = (self.time_s / self.left.max(1.0)).max(if_now_s);
+        (prompts.max(1.0) * each_s - since_s.min(each_s)).ceil().clamp(1.0, 60.0) as u64
     }
 }
 
@@ -106,22 +112,34 @@ mod tests {
     #[test]
     fn places_become_free_as_fast_as_they_did() {
         let start = Instant::now();
-        let at = |s: u64| start + Duration::from_secs(s);
+        let at = |s: f64| start + Duration::from_secs_f64(s);
         let mut state = State::new(start);
-        let requests = |state: &State, now, n| state.seconds(now, |state| state.left_requests, n);
-        let tokens = |state: &State, now, n| state.seconds(now, |state| state.left_tokens, n);
-        assert_eq!(requests(&state, at(1000), 1), 1, "an empty queue");
+        assert_eq!(state.seconds(at(1000.0), 1.0), 1, "an empty queue");
         // From the 1000th second on one leaves every 2 seconds, with 100 tokens.
-        (0..40).for_each(|_| state.enter(100, at(1000)));
-        assert_eq!(requests(&state, at(1003), 2), 6, "nobody has left yet");
-        (1..=30).for_each(|i| state.leave(100, at(1000 + 2 * i)));
-        assert_eq!((requests(&state, at(1060), 5), tokens(&state, at(1060), 990)), (10, 20));
-        assert_eq!(requests(&state, at(1060), 1000), 60, "no client waits longer");
-        assert!(requests(&state, at(1090), 5) > 20, "it has stalled for half a minute");
+        (0..40).for_each(|_| state.enter(100, at(1000.0)));
+        assert_eq!(state.seconds(at(1003.0), 3.0), 6, "nobody has left yet");
+        (1..=30).for_each(|i| state.leave(100, at(1000.0 + 2.0 * f64::from(i))));
+        let tokens = state.prompts_of(990);
+        assert_eq!((state.seconds(at(1060.0), 5.0), state.seconds(at(1060.0), tokens)), (10, 20));
+        assert_eq!(state.seconds(at(1060.0), 1000.0), 60, "no client waits longer");
+        assert!(state.seconds(at(1090.0), 5.0) > 15, "it has stalled for half a minute");
         // While nobody waits, no time passes.
-        (31..=40).for_each(|i| state.leave(100, at(1000 + 2 * i)));
+        (31..=40).for_each(|i| state.leave(100, at(1000.0 + 2.0 * f64::from(i))));
         assert_eq!((state.requests, state.tokens), (0, 0));
-        state.enter(100, at(9000));
-        assert_eq!(requests(&state, at(9000), 5), 10);
+        state.enter(100, at(9000.0));
+        assert_eq!(state.seconds(at(9000.0), 5.0), 10);
+    }
+
+    #[test]
+    fn the_time_that_has_passed_is_no_longer_to_come() {
+        let start = Instant::now();
+        let at = |s: f64| start + Duration::from_secs_f64(s);
+        let mut state = State::new(start);
+        (0..9).for_each(|_| state.enter(1, start));
+        (1..=8).for_each(|i| state.leave(1, at(6.3 * f64::from(i))));
+        for (since, one, two) in [(0.0, 7, 13), (0.4, 6, 13), (3.0, 4, 10), (6.2, 1, 7), (6.4, 1, 7)] {
+            let now = at(6.3 * 8.0 + since);
+            assert_eq!((state.seconds(now, 1.0), state.seconds(now, 2.0)), (one, two), "{since}");
+        }
     }
 }

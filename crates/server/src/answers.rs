@@ -128,12 +128,14 @@ fn refused(app: &App, busy: &engine::Busy, prompt_len: usize) -> ApiError {
     let (waiting, seconds) = match *busy {
         engine::Busy::Requests { max_waiting } => {
             let seconds = app.waiting().seconds_for_requests(max_waiting.div_ceil(4));
-            (format!("{max_waiting} requests are waiting already"), seconds)
+            let waiting = if max_waiting == 1 { "request is" } else { "requests are" };
+            (format!("{max_waiting} {waiting} waiting already"), seconds)
         }
         engine::Busy::Tokens { max_waiting_tokens } => {
             let room = prompt_len.max(max_waiting_tokens / 4).min(max_waiting_tokens);
-            let waiting =
-                format!("Prompts waiting already leave too little room of {max_waiting_tokens} tokens");
+            let waiting = format!(
+                "Prompts of {max_waiting_tokens} tokens may wait, and those waiting already leave too little of that"
+            );
             (waiting, app.waiting().seconds_for_tokens(room))
         }
         engine::Busy::Stopped => return engine_dead().into(),

@@ -52,17 +52,17 @@ const ROWS: &[Row] = &[
 const PREFIX_CACHE_ROWS: &[Row] = &[
     row(
         "vllm:prefix_cache_queries_total",
-        "Tokens that the prefix cache was asked for.",
+        "Tokens that were looked up in the prefix cache.",
         Total(|now| now.cache_queries),
     ),
     row(
         "vllm:prefix_cache_hits_total",
-        "Tokens that it had, in whole KV blocks.",
+        "Tokens found in the prefix cache, in whole KV blocks.",
         Total(|now| now.cache_hits),
     ),
     row(
         "strait:prefix_cache_copied_tokens_total",
-        "Tokens that it had beyond these, copied from the beginning of another block.",
+        "Tokens copied from the beginning of a cached KV block that goes on differently; they are no hits.",
         Total(|now| now.cache_copied),
     ),
     row("strait:prefix_cache_blocks", "KV blocks kept for reuse alone.", Now(|now| now.blocks_cached as f64)),

@@ -113,8 +113,9 @@ fn budget(
     let requested = generation.max_tokens;
     let too_long =
         |answer_len: usize| Error::context_length(asked.param, context_len, prompt_len, answer_len);
-    if prompt_len >= context_len {
-        return Err(too_long(requested.unwrap_or(1).max(1)));
+    // A prompt that is only scored may fill the context.
+    if prompt_len + requested.map_or(1, |most| most.min(1)) > context_len {
+        return Err(too_long(requested.unwrap_or(1)));
     }
     let left = context_len - prompt_len;
     let budget = match requested {

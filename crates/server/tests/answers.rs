@@ -202,6 +202,18 @@ async fn chat_logprobs() {
 }
 
 #[tokio::test]
+async fn a_prompt_that_is_only_scored_may_fill_the_context() {
+    let server = Server::fake().await;
+    let scored = |len| json!({"prompt": vec![7; len], "max_tokens": 0, "echo": true, "logprobs": 0});
+    let reply = server.post("/v1/completions", &scored(252)).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    assert_eq!(reply.json()["usage"]["total_tokens"], 252);
+    let reply = server.post("/v1/completions", &scored(253)).await;
+    assert_eq!(reply.status, 400, "{reply:?}");
+    assert!(reply.body.contains("253 tokens (253 in the prompt, 0 in the completion)"), "{}", reply.body);
+}
+
+#[tokio::test]
 async fn echo_scores_the_prompt() {
     let server = Server::fake().await;
     let fields = json!({"logprobs": 2, "return_token_ids": true, "return_tokens_as_token_ids": true,

@@ -213,7 +213,8 @@ async fn a_queue_is_full_by_tokens() {
 async fn each_bound_tells_itself() {
     let busy = [
         (Busy::Requests { max_waiting: 7 }, "7 requests are waiting already"),
-        (Busy::Tokens { max_waiting_tokens: 900 }, "too little room of 900 tokens"),
+        (Busy::Requests { max_waiting: 1 }, "1 request is waiting already"),
+        (Busy::Tokens { max_waiting_tokens: 900 }, "Prompts of 900 tokens may wait"),
     ];
     for (refusal, expected) in busy {
         let mut engine = Scripted::new(|_, _| ());

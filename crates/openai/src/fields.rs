@@ -53,6 +53,10 @@ pub(crate) fn to_int(path: &str, value: &Value, range: RangeInclusive<i64>) -> R
     };
     match int {
         Some(int) if range.contains(&int) => Ok(int),
+        // What was read is not what was sent, to the last digit.
+        None if number.is_f64() => {
+            Err(Error::value(path, format!("`{path}` is out of range; {}.", int_range(&range))))
+        }
         _ => Err(Error::value(path, format!("`{path}` is {number}; {}.", int_range(&range)))),
     }
 }

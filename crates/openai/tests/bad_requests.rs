@@ -138,6 +138,19 @@ const COMMON: &[(&str, &str, &str)] = &[
 ];
 
 #[test]
+fn a_number_is_shown_as_it_was_sent_or_not_at_all() {
+    for (priority, expected) in [
+        ("2147483648", "`priority` is 2147483648; it must be from -2147483648 to 2147483647."),
+        ("18446744073709551615", "`priority` is 18446744073709551615; "),
+        ("18446744073709551616", "`priority` is out of range; it must be from -2147483648 to 2147483647."),
+        ("-1e300", "`priority` is out of range; "),
+    ] {
+        let error = completion(&format!(r#"{{"prompt":"hi","priority":{priority}}}"#)).unwrap();
+        assert!(error.message.starts_with(expected), "{error:?}");
+    }
+}
+
+#[test]
 fn shared_fields() {
     for (fields, code, param) in COMMON {
         let body = format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],{fields}}}"#);

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context as _, anyhow, ensure};
-use kernels::{Cpu, Precision};
+use anyhow::{anyhow, ensure};
+use kernels::{Cpu, KernelError};
 use model::checkpoint::Checkpoint;
-use model::forward::Model;
+use model::forward::{self, Model};
 use model::spec::{GenerationConfig, ModelSpec};
 use model::tensors::{self, Checked};
 use model::weights::default_precision;
@@ -76,7 +76,10 @@ pub(crate) fn load(
         tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
     }
     let device = format!("cpu ({})", model.backend().isa().name());
-    let fingerprint = fingerprint(files, &text.digest, &weights_sample, plan.precision, &device);
+    let unit = forward::prefill_unit(&spec, &plan.limits);
+    let program =
+        [env!("CARGO_PKG_VERSION"), plan.precision.name(), &device, &format!("prefill unit {unit}")];
+    let fingerprint = fingerprint(files, &text.digest, &weights_sample, &program);
     Ok(Loaded { model, text, eos_ids, generation, plan, fingerprint, device })
 }
 
@@ -104,7 +107,10 @@ fn weights(
     let mut progress = Progress::new(checkpoint.bytes(), tell);
     let mut add = |bytes| progress.add(bytes);
     let model = Model::load(spec.clone(), &checked, backend, plan.precision, plan.limits.clone(), &mut add)
-        .context("loading the weights")?;
+        .map_err(|error| match error {
+        KernelError::Memory { .. } => anyhow!("loading the model: {error}; {}", plan.remedy()),
+        error => anyhow::Error::new(error).context("loading the weights"),
+    })?;
     drop(progress);
     plan.weight_bytes = model.weight_bytes() as u64;
     plan.kv_bytes = model.arena_bytes() as u64;
@@ -175,17 +181,11 @@ pub(crate) fn default_temperature(generation: &GenerationConfig) -> Option<f32> 
     if generation.do_sample == Some(false) { Some(0.0) } else { generation.temperature }
 }
 
-/// Changes when outputs could.
-fn fingerprint(
-    files: &ModelFiles,
-    text: &Digest,
-    weights: &Digest,
-    precision: Precision,
-    device: &str,
-) -> String {
-    let program = [env!("CARGO_PKG_VERSION"), precision.name(), device].map(str::as_bytes);
+/// Changes when outputs could. `program`: all that decides how they are computed.
+fn fingerprint(files: &ModelFiles, text: &Digest, weights: &Digest, program: &[&str]) -> String {
+    let program = program.iter().map(|part| part.as_bytes());
     let configs = [Some(&files.config), files.generation.as_ref()].into_iter().flatten().map(Vec::as_slice);
-    let all = digest(program.into_iter().chain(configs).chain([text.as_slice(), weights.as_slice()]));
+    let all = digest(program.chain(configs).chain([text.as_slice(), weights.as_slice()]));
     let hex: String = all.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
     format!("fp_{hex}")
 }
@@ -216,11 +216,16 @@ mod tests {
     use crate::settings::ModelSource;
 
     fn loaded(golden: &str, dtype: &str) -> (Loaded, MemoryPlan) {
+        loaded_for_steps(golden, dtype, 512)
+    }
+
+    fn loaded_for_steps(golden: &str, dtype: &str, step_tokens: usize) -> (Loaded, MemoryPlan) {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(golden);
         let flags = ModelFlags {
             dtype: Some(dtype.into()),
             max_model_len: Some(256),
             threads: Some(1),
+            max_num_batched_tokens: Some(step_tokens),
             ..ModelFlags::default()
         };
         let settings = ModelSettings::build(&flags, 2).unwrap();
@@ -248,6 +253,11 @@ mod tests {
         assert_eq!(of, fingerprint("v3-tied-f32", "auto"));
         assert_ne!(of, fingerprint("v3-tied-f32", "bf16"));
         assert_ne!(of, fingerprint("v3-f32", "f32"));
+        // Beside one token of each of the two sequences there is room for a unit of 256, or not.
+        let in_steps = |tokens| loaded_for_steps("v3-tied-f32", "f32", tokens).0.fingerprint;
+        assert_eq!(of, in_steps(258));
+        assert_ne!(of, in_steps(257));
+        assert_eq!(in_steps(100), in_steps(257));
     }
 
     #[test]

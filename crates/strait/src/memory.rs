@@ -176,9 +176,21 @@ impl MemoryPlan {
         (self.limits.n_blocks - 1) * self.limits.block_len
     }
 
-    /// Sequences of a full context that fit.
-    pub(crate) fn sessions(&self) -> usize {
-        (self.limits.n_blocks - 1) / self.limits.table_width()
+    /// Sequences of a full context that fit: `4 sessions of 2048 tokens`.
+    pub(crate) fn sessions(&self) -> String {
+        let fit = (self.limits.n_blocks - 1) / self.limits.table_width();
+        format!("{} of {}", count(fit, "session"), count(self.limits.context_len, "token"))
+    }
+
+    /// Where the system gives less than was planned.
+    pub(crate) fn remedy(&self) -> String {
+        format!(
+            "weights need {}, the KV pool {} and buffers {}; give less --kv-cache-memory, or fewer --max-num-seqs or \
+             a shorter --max-model-len",
+            show(self.weight_bytes),
+            show(self.kv_bytes),
+            show(self.buffer_bytes)
+        )
     }
 
     fn total_bytes(&self) -> u64 {
@@ -204,16 +216,15 @@ impl fmt::Display for MemoryPlan {
             |what: &str, bytes: u64, note: String| writeln!(f, "  {what:<10}{:>12}   {note}", show(bytes));
         row("weights", self.weight_bytes, format!("in {}", self.precision.name()))?;
         let pool = format!(
-            "{} tokens in {} blocks of {}: {} sessions of {} tokens, {} B a token",
-            self.pool_tokens(),
-            l.n_blocks - 1,
+            "{} in {} of {}: {}, {} B a token",
+            count(self.pool_tokens(), "token"),
+            count(l.n_blocks - 1, "block"),
             l.block_len,
             self.sessions(),
-            l.context_len,
             self.kv_bytes_per_token
         );
         row("KV pool", self.kv_bytes, pool)?;
-        let step = format!("for steps of {} tokens in {} sequences", l.tokens, l.rows);
+        let step = format!("for steps of {} in {}", count(l.tokens, "token"), count(l.rows, "sequence"));
         row("buffers", self.buffer_bytes, step)?;
         let of = self.available_bytes.map_or("what is available is not known".into(), |available| {
             format!("of {} available", show(available))
@@ -221,6 +232,11 @@ impl fmt::Display for MemoryPlan {
         row("together", self.total_bytes(), of)?;
         self.notes.iter().try_for_each(|note| writeln!(f, "  {note}"))
     }
+}
+
+/// `1 block`, `2 blocks`
+fn count(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
 /// Weights as the CPU packs them, less the padding of panels: the keys' half of `kv_b_proj` is there
@@ -268,13 +284,22 @@ mod tests {
     #[test]
     fn with_plenty_the_pool_is_what_the_sequences_need() {
         let plan = plan(&policy(), 8 << 30).unwrap();
-        assert_eq!((plan.limits.context_len, plan.limits.n_blocks, plan.sessions()), (2048, 4 * 32 + 1, 4));
+        assert_eq!((plan.limits.context_len, plan.limits.n_blocks), (2048, 4 * 32 + 1));
         assert_eq!(plan.kv_bytes, 129 * 64 * 576);
         assert!(plan.notes.is_empty(), "{:?}", plan.notes);
         assert!(
             plan.to_string().contains("8192 tokens in 128 blocks of 64: 4 sessions of 2048 tokens"),
             "{plan}"
         );
+    }
+
+    #[test]
+    fn one_is_said_of_one() {
+        let single = MemoryPolicy { sequences: 1, context_len: Some(64), ..policy() };
+        let plan = plan(&single, 8 << 30).unwrap().to_string();
+        for expected in ["64 tokens in 1 block of 64: 1 session of 64 tokens", "32 tokens in 1 sequence\n"] {
+            assert!(plan.contains(expected), "{plan}");
+        }
     }
 
     #[test]

@@ -215,12 +215,11 @@ fn welcome(of: &Welcome, url: &str, name: &str, with_key: bool, start: Instant) 
     tracing::info!("model {name}: {}, {millions:.1} M parameters in {}", of.family, of.dtype);
     tracing::info!("device {}, {} threads", of.device, of.threads);
     tracing::info!(
-        "memory: weights {}, KV pool {} = {} tokens = {} sessions of {} tokens, buffers {}",
+        "memory: weights {}, KV pool {} = {} tokens = {}, buffers {}",
         show(plan.weight_bytes),
         show(plan.kv_bytes),
         plan.pool_tokens(),
         plan.sessions(),
-        plan.limits.context_len,
         show(plan.buffer_bytes)
     );
     plan.notes.iter().for_each(|note| tracing::warn!("{note}"));
@@ -343,7 +342,7 @@ mod tests {
         let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
         for (failure, cause) in [
             (ended(minute, |runner| runner.panic_at(1)), "the engine has stopped after a fault"),
-            (ended(second, |runner| runner.delay(minute)), "no step has ended for 1 s"),
+            (ended(second, |runner| runner.delay(minute)), "no step has begun for 1 s"),
         ] {
             assert!(failure.to_string().contains(cause), "{failure}");
             assert_eq!(format!("{:?}", failure.exit_code()), format!("{:?}", ExitCode::from(1)));

@@ -99,6 +99,12 @@ fn the_environment_and_the_file_are_options_too() {
         (&[config, ("STRAIT_MAX_NUM_SEQS", "2")], &[], "2 sessions of 128 tokens"),
         (&[config, ("STRAIT_MAX_NUM_SEQS", "2")], &["--max-num-seqs", "5"], "5 sessions of 128 tokens"),
         (&[config, ("STRAIT_STRICT_CONTEXT", "1")], &[], "3 sessions of 128 tokens"),
+        // As they come from a composer of containers whose user has set nothing.
+        (
+            &[config, ("STRAIT_MAX_NUM_SEQS", ""), ("STRAIT_STRICT_CONTEXT", ""), ("STRAIT_CORS_ORIGIN", "")],
+            &[],
+            "3 sessions of 128 tokens",
+        ),
         // What Kubernetes sets beside a Service of this name is nobody's option.
         (&[config, ("STRAIT_SERVICE_HOST", "10.0.0.1")], &[], "3 sessions of 128 tokens"),
     ] {
@@ -110,6 +116,7 @@ fn the_environment_and_the_file_are_options_too() {
         (("STRAIT_MAX_NUM_SEQ", "2"), "STRAIT_MAX_NUM_SEQ is set, but there is no such option"),
         (("STRAIT_PORT", "tcp://10.0.0.1:8000"), "enableServiceLinks"),
         (("STRAIT_BLOCK_SIZE", "big"), "--block-size"),
+        (("STRAIT_API_KEY", ""), "leave out --api-key and STRAIT_API_KEY"),
     ] {
         let (code, text) = dry_run(&[variable], &[]);
         assert_eq!(code, Some(2), "{text}");

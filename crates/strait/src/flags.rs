@@ -3,8 +3,8 @@
 //!
 //! A key of the configuration file is the flag's long name, so each option is described once.
 
-use clap::Args;
-use clap::builder::BoolishValueParser;
+use clap::builder::{BoolishValueParser, Resettable};
+use clap::{Arg, Args, Command};
 use serde::{Deserialize, Serialize};
 
 /// What to load and how; shared by all that run a model.
@@ -109,6 +109,15 @@ pub(crate) struct ServerFlags {
     /// off, error, warn, info, debug, trace, or such as `info,server=debug` [default: info]
     #[arg(long, env = "STRAIT_LOG_LEVEL", value_name = "LEVEL")]
     pub log_level: Option<String>,
+}
+
+/// An empty variable is one that is not set: composers of containers cannot leave one out. But without keys the
+/// server is open to all, which nobody shall come by in this way.
+pub(crate) fn without_empty_variables(command: Command) -> Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let reset =
+        |arg: Arg| if is_empty(&arg) && arg.get_id() != "api_key" { arg.env(Resettable::Reset) } else { arg };
+    command.mut_args(reset).mut_subcommands(without_empty_variables)
 }
 
 /// Kubernetes gives each pod of a Service named `strait` a STRAIT_PORT that is no port.

@@ -133,7 +133,10 @@ impl ServerSettings {
     pub(crate) fn build(flags: &ServerFlags) -> Result<Self, Failure> {
         let mut wrong = Wrong::default();
         let names = wrong.note("served-model-name", filled(&flags.served_model_name));
-        let api_keys = wrong.note("api-key", filled(&flags.api_key));
+        let api_keys = filled(&flags.api_key).map_err(|_| {
+            "a key is empty; to serve all who ask, leave out --api-key and STRAIT_API_KEY".into()
+        });
+        let api_keys = wrong.note("api-key", api_keys);
         let cors_origins = wrong.note("cors-origin", filled(&flags.cors_origin));
         let max_waiting = wrong.note("max-queue", within(flags.max_queue, 1024, 1, 1 << 20));
         let max_waiting_tokens = wrong.note("max-queue-tokens", optional(flags.max_queue_tokens, 1, 1 << 40));

@@ -1,12 +1,15 @@
 //! The engine's queue as seen from here: whether there is room in it, and when there will be.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::app::App;
 
 /// What one place that becomes free leaves of the weight of those before it.
 const KEEP: f64 = 0.9;
+
+/// Whoever waited less found a place that was free: that tells nothing of the time until one becomes free.
+const WAIT_MIN: Duration = Duration::from_secs(1);
 
 /// Prompts that were submitted and not started.
 pub(crate) struct Waiting(Mutex<State>);
@@ -14,7 +17,7 @@ pub(crate) struct Waiting(Mutex<State>);
 struct State {
     requests: usize,
     tokens: usize,
-    /// When the latest place became free, or somebody came into an empty queue.
+    /// When the latest place became free for who waited, or somebody came into an empty queue.
     since: Instant,
     /// Time in which somebody waited, and who left meanwhile; the recent past weighs more.
     time_s: f64,
@@ -61,9 +64,12 @@ impl State {
         self.tokens += tokens;
     }
 
-    fn leave(&mut self, tokens: usize, now: Instant) {
+    fn leave(&mut self, tokens: usize, entered: Instant, now: Instant) {
         self.requests -= 1;
         self.tokens -= tokens;
+        if now - entered < WAIT_MIN {
+            return;
+        }
         self.time_s = KEEP * self.time_s + (now - self.since).as_secs_f64();
         self.left = KEEP * self.left + 1.0;
         self.since = now;
@@ -71,7 +77,7 @@ impl State {
 
     /// How many of those who wait have so many tokens.
     fn prompts_of(&self, tokens: usize) -> f64 {
-        (tokens * self.requests) as f64 / self.tokens.max(1) as f64
+        tokens as f64 * self.requests as f64 / self.tokens.max(1) as f64
     }
 
     /// Until so many have left at the rate at which they did, less the time since the latest. Where the next
@@ -88,25 +94,25 @@ impl State {
 pub(crate) struct Place {
     app: App,
     tokens: usize,
+    entered: Instant,
 }
 
 impl Place {
     pub(crate) fn take(app: &App, tokens: usize) -> Self {
-        app.waiting().state().enter(tokens, Instant::now());
-        Self { app: app.clone(), tokens }
+        let entered = Instant::now();
+        app.waiting().state().enter(tokens, entered);
+        Self { app: app.clone(), tokens, entered }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.app.waiting().state().leave(self.tokens, Instant::now());
+        self.app.waiting().state().leave(self.tokens, self.entered, Instant::now());
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -118,13 +124,13 @@ mod tests {
         // From the 1000th second on one leaves every 2 seconds, with 100 tokens.
         (0..40).for_each(|_| state.enter(100, at(1000.0)));
         assert_eq!(state.seconds(at(1003.0), 3.0), 6, "nobody has left yet");
-        (1..=30).for_each(|i| state.leave(100, at(1000.0 + 2.0 * f64::from(i))));
+        (1..=30).for_each(|i| state.leave(100, at(1000.0), at(1000.0 + 2.0 * f64::from(i))));
         let tokens = state.prompts_of(990);
         assert_eq!((state.seconds(at(1060.0), 5.0), state.seconds(at(1060.0), tokens)), (10, 20));
         assert_eq!(state.seconds(at(1060.0), 1000.0), 60, "no client waits longer");
         assert!(state.seconds(at(1090.0), 5.0) > 15, "it has stalled for half a minute");
         // While nobody waits, no time passes.
-        (31..=40).for_each(|i| state.leave(100, at(1000.0 + 2.0 * f64::from(i))));
+        (31..=40).for_each(|i| state.leave(100, at(1000.0), at(1000.0 + 2.0 * f64::from(i))));
         assert_eq!((state.requests, state.tokens), (0, 0));
         state.enter(100, at(9000.0));
         assert_eq!(state.seconds(at(9000.0), 5.0), 10);
@@ -135,8 +141,13 @@ mod tests {
         let start = Instant::now();
         let at = |s: f64| start + Duration::from_secs_f64(s);
         let mut state = State::new(start);
+        // Those who find the server free do not make it look fast.
+        for _ in 0..5 {
+            state.enter(1, start);
+            state.leave(1, start, at(0.01));
+        }
         (0..9).for_each(|_| state.enter(1, start));
-        (1..=8).for_each(|i| state.leave(1, at(6.3 * f64::from(i))));
+        (1..=8).for_each(|i| state.leave(1, start, at(6.3 * f64::from(i))));
         for (since, one, two) in [(0.0, 7, 13), (0.4, 6, 13), (3.0, 4, 10), (6.2, 1, 7), (6.4, 1, 7)] {
             let now = at(6.3 * 8.0 + since);
             assert_eq!((state.seconds(now, 1.0), state.seconds(now, 2.0)), (one, two), "{since}");

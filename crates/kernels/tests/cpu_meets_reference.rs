@@ -374,8 +374,8 @@ fn a_single_token() {
 
 #[test]
 fn keys_split_over_threads() {
-    // 1,100 keys are three parts of 512 at most.
-    let data = StepData::new(&[(1100, 1, Latent), (600, 2, Latent)], 64);
+    // Parts of 512 keys: three, two, and more than three threads have under way at a time.
+    let data = StepData::new(&[(1100, 1, Latent), (600, 2, Latent), (13_000, 1, Latent)], 64);
     check(ODD, &data, Precision::F32, 5e-5);
 }
 

@@ -317,9 +317,9 @@ pub fn activation_bytes(spec: &ModelSpec, step_tokens: usize) -> usize {
     RunState::<kernels::Reference>::width(spec) * step_tokens * 4
 }
 
-/// Prompt tokens that are computed together with keys and values expanded from the latent, which takes
-/// fewer operations than staying in latent space for so many. Never for fewer, so that one server
-/// computes a token in one way whatever else runs: see [`engine::runner::Limits::prefill_unit`].
+/// Length of the units of a prompt whose tokens are computed with keys and values expanded from the latent: for so
+/// many together, that takes fewer operations than staying in latent space. See
+/// [`engine::runner::Limits::prefill_unit`].
 pub fn prefill_unit(spec: &ModelSpec, limits: &StepLimits) -> usize {
     /// Short prompts stay in latent space, where a prompt's numbers are those of decoding it.
     const LEAST: usize = 256;

@@ -151,7 +151,6 @@ fn neighbours_order_chunks_and_blocks() {
     let all = Schedule { side_by_side: 16, ..ALONE };
     let schedules = [
         Schedule { block_len: 64, ..ALONE },
-        Schedule { chunks: &[7], ..ALONE },
         Schedule { side_by_side: 2, chunks: &[64], block_len: 7, ..ALONE },
         Schedule { side_by_side: 4, chunks: &[7, 64, ALL], block_len: 64, turning: true, ..ALONE },
         Schedule { turning: true, ..all },
@@ -178,6 +177,20 @@ fn all_rows_by_one_kernel() {
         for (name, precision) in CASES {
             check(&Golden::open(name), precision, Isa::detect(), whole, &schedules);
         }
+    }
+}
+
+/// Whatever length a sequence might have: 600 tokens in latent space are in two parts.
+#[test]
+fn under_any_limit_of_context() {
+    let first = Schedule { unit: ALL, context_len: 1024, ..ALONE };
+    let schedules = [(1024, &[7]), (40_000, &[7]), (163_840, &[ALL])].map(|(context_len, chunks)| Schedule {
+        context_len,
+        chunks,
+        ..first
+    });
+    for (name, precision) in CASES {
+        check(&Golden::open(name), precision, Isa::detect(), first, &schedules);
     }
 }
 

@@ -6,7 +6,7 @@
 //! into panels of 16 columns, and `p · v` is a panel of values times the vector of a query's weights.
 //!
 //! A query's numbers depend on its own position alone: tiles start at multiples of 64 keys, whatever
-//! the block size, and in latent space each part of `split_keys` keys is summed from nothing and
+//! the block size, and in latent space each part of `SPLIT_KEYS` keys is summed from nothing and
 //! merged in order, by one thread or several.
 
 use super::isa::{Isa, for_each_isa};

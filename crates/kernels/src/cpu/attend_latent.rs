@@ -3,11 +3,18 @@
 use super::arena::{Stored, latent_rows};
 use super::attend::{self, KEYS, Keys, Widths, attend_tile, merge};
 use super::packed::SendPtr;
-use super::scratch::tokens_per_item;
+use super::pool::Pool;
+use super::scratch::{PARTS_A_THREAD, tokens_per_item};
 use super::tile::PANEL;
 use super::{Cpu, Isa, same_precision};
+use crate::backend::MlaDims;
 use crate::error::Result;
 use crate::ops::AttendLatent;
+use crate::step::StepState;
+
+/// Keys of one part of a row, whose sums begin from nothing. Parts are merged in order, so that a sum's order
+/// is the row's alone: not that of the threads, nor of the longest context.
+pub(super) const SPLIT_KEYS: usize = 512;
 
 /// Some tokens of one row, all heads.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +32,10 @@ impl LatentItem {
     fn keys(&self) -> usize {
         self.position + self.tokens
     }
+
+    fn splits(&self) -> usize {
+        self.keys().div_ceil(SPLIT_KEYS)
+    }
 }
 
 /// Below so many items, each is split over the threads by keys.
@@ -32,106 +43,33 @@ pub(super) fn few_items(threads: usize) -> usize {
     if threads == 1 { 0 } else { 2 * threads }
 }
 
+/// Numbers of a query's sums: `[max, sum, v_stride weighted values]`, see [`attend::Scratch`].
+pub(super) fn sums_width(widths: Widths) -> usize {
+    2 + widths.v_stride()
+}
+
 impl Cpu {
     pub(super) fn attend_latent_of<E: Stored>(&mut self, op: AttendLatent<'_, Self>) -> Result<()> {
-        if self.absorbed.is_empty() {
-            return Ok(());
-        }
-        let (dims, isa, split_keys) = (op.dims, self.isa, self.scratch.split_keys);
-        let heads = dims.n_heads;
-        let widths = Widths { qk: dims.latent_width(), v: dims.kv_lora_rank };
-        let arena = SendPtr::new(same_precision(E::arena(op.arena), "attend_latent")?.cast_mut());
-        self.fill_items(heads);
-        let items = std::mem::take(&mut self.scratch.items);
-        let most_splits = items.iter().map(|i| i.keys().div_ceil(split_keys)).max().unwrap_or(0);
-        let scratch = SendPtr::new(E::operands(&mut self.scratch).attend.as_mut_ptr());
-        let merged = SendPtr::new(self.scratch.merged.as_mut_ptr());
-        let (step, q) = (&self.step, op.q.as_slice());
-        // SAFETY: a worker runs one item at a time, and there is one scratch a thread.
-        let of_worker = |worker: usize| unsafe { (&mut *scratch.at(worker), &mut *merged.at(worker)) };
-        let attend_part = |s: &mut attend::Scratch<E>, item: &LatentItem, split: usize| {
-            let queries = item.tokens * heads;
-            s.clear(queries, widths);
-            let end = item.keys().min((split + 1) * split_keys);
-            for first in (split * split_keys..end).step_by(KEYS) {
-                // This tile's rows and the next one's.
-                let mut rows = [std::ptr::null(); 2 * KEYS];
-                let rows = &mut rows[..(2 * KEYS).min(end - first)];
-                latent_rows(arena.get(), op.arena, op.layer, step, item.row, first, rows);
-                let (rows, ahead) = rows.split_at(KEYS.min(rows.len()));
-                // SAFETY: arena rows are `qk_stride` long and start with the value.
-                unsafe {
-                    s.pack_values(isa, rows, widths);
-                    let keys = Keys { rows, ahead };
-                    attend_tile(isa, s, 0..queries, keys, widths, dims.softmax_scale, |query| {
-                        (item.position + query / heads + 1).saturating_sub(first)
-                    });
-                }
-            }
-        };
-        let load_queries = |s: &mut attend::Scratch<E>, item: &LatentItem| {
-            let stride = widths.qk_stride::<E>();
-            let queries = &q[item.token * heads * widths.qk..][..item.tokens * heads * widths.qk];
-            for (panel, queries) in queries.chunks(PANEL * widths.qk).enumerate() {
-                let rows = queries.chunks_exact(widths.qk);
-                for (q, out) in rows.clone().zip(s.query_rows.chunks_exact_mut(stride)) {
-                    E::convert(isa, q, &mut out[..widths.qk]);
-                }
-                s.pack_queries(isa, panel, rows.len(), widths);
-            }
-        };
+        let dims = op.dims;
+        self.fill_items(dims.n_heads);
         let out = SendPtr::new(op.out.as_mut_ptr());
-        let finish = |item: &LatentItem, merged: &Sums<'_>| {
-            let queries = item.tokens * heads;
-            let at = item.token * heads * widths.v;
-            // SAFETY: items own their tokens' rows of `out`, which lie within it as checked.
-            let out = unsafe { std::slice::from_raw_parts_mut(out.at(at), queries * widths.v) };
-            merged.finish(out, widths);
+        let latent = Latent {
+            isa: self.isa,
+            dims,
+            widths: Widths { qk: dims.latent_width(), v: dims.kv_lora_rank },
+            arena: SendPtr::new(same_precision(E::arena(op.arena), "attend_latent")?.cast_mut()),
+            op: &op,
+            step: &self.step,
+            scratch: SendPtr::new(E::operands(&mut self.scratch).attend.as_mut_ptr()),
+            out,
         };
-        let part_len = sums_len(items.iter().map(|i| i.tokens * heads).max().unwrap_or(0), widths);
-        let fits = items.len() * most_splits * part_len <= self.scratch.parts.len();
-        if most_splits > 1 && items.len() < few_items(self.pool.threads()) && fits {
-            let parts = SendPtr::new(self.scratch.parts.as_mut_ptr());
-            // SAFETY: each (item, split) has its own part, within `parts` as just checked.
-            let part = |item: usize, split: usize| unsafe {
-                std::slice::from_raw_parts_mut(parts.at((item * most_splits + split) * part_len), part_len)
-            };
-            self.pool.run(items.len() * most_splits, &|worker, i| {
-                let (i, split) = (i / most_splits, i % most_splits);
-                let item = &items[i];
-                if split * split_keys < item.keys() {
-                    let s = of_worker(worker).0;
-                    load_queries(s, item);
-                    attend_part(s, item, split);
-                    Sums::new(part(i, split), item.tokens * heads, widths).copy_from(s);
-                }
-            });
-            self.pool.run(items.len(), &|worker, i| {
-                let item = &items[i];
-                let queries = item.tokens * heads;
-                let mut sums = Sums::new(of_worker(worker).1, queries, widths);
-                sums.clear();
-                for split in 0..item.keys().div_ceil(split_keys) {
-                    let Sums { max, sum, out } = Sums::new(part(i, split), queries, widths);
-                    sums.merge(isa, max, sum, out, widths);
-                }
-                finish(item, &sums);
-            });
+        let (items, threads) = (&self.scratch.items, self.pool.threads());
+        let splits = items.iter().map(LatentItem::splits).max().unwrap_or(0);
+        if splits > 1 && items.len() < few_items(threads) {
+            latent.attend_split(&mut self.pool, items, splits, &mut self.scratch.parts);
         } else {
-            self.pool.run(items.len(), &|worker, i| {
-                let item = &items[i];
-                let (s, merged) = of_worker(worker);
-                let mut sums = Sums::new(merged, item.tokens * heads, widths);
-                sums.clear();
-                load_queries(s, item);
-                for split in 0..item.keys().div_ceil(split_keys) {
-                    attend_part(s, item, split);
-                    sums.merge(isa, &s.max, &s.sum, &s.out, widths);
-                }
-                finish(item, &sums);
-            });
+            latent.attend_whole(&mut self.pool, items, &mut self.scratch.merged);
         }
-        self.scratch.items = items;
         Ok(())
     }
 
@@ -153,54 +91,163 @@ impl Cpu {
     }
 }
 
-/// `(max, sum, out)` of some queries, in one slice: `[queries, v_stride]`, `[queries]`, `[queries]`.
-struct Sums<'a> {
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
-    out: &'a mut [f32],
+/// What all items of `attend_latent` share.
+struct Latent<'a, E> {
+    isa: Isa,
+    dims: MlaDims,
+    widths: Widths,
+    arena: SendPtr<E>,
+    op: &'a AttendLatent<'a, Cpu>,
+    step: &'a StepState,
+    /// One a thread.
+    scratch: SendPtr<attend::Scratch<E>>,
+    out: SendPtr<f32>,
 }
 
-fn sums_len(queries: usize, widths: Widths) -> usize {
-    queries * (widths.v_stride() + 2)
-}
-
-impl<'a> Sums<'a> {
-    fn new(memory: &'a mut [f32], queries: usize, widths: Widths) -> Self {
-        let (out, rest) = memory.split_at_mut(queries * widths.v_stride());
-        let (max, rest) = rest.split_at_mut(queries);
-        Self { max, sum: &mut rest[..queries], out }
+impl<E: Stored> Latent<'_, E> {
+    /// Each item by one thread.
+    fn attend_whole(&self, pool: &mut Pool, items: &[LatentItem], merged: &mut [Vec<f32>]) {
+        let width = sums_width(self.widths);
+        let merged = SendPtr::new(merged.as_mut_ptr());
+        pool.run(items.len(), &|worker, i| {
+            let item = &items[i];
+            // SAFETY: a worker runs one item at a time, and there is one of each a thread.
+            let (s, merged) = unsafe { (&mut *self.scratch.at(worker), &mut *merged.at(worker)) };
+            let sums = &mut merged[..self.queries(item) * width];
+            self.load_queries(s, item);
+            clear(sums, width);
+            for split in 0..item.splits() {
+                self.sum_part(s, item, split);
+                for (query, sums) in sums.chunks_exact_mut(width).enumerate() {
+                    self.add(sums, self.sums_of(s, query));
+                }
+            }
+            self.finish(item, 0, sums);
+        });
     }
 
-    fn clear(&mut self) {
-        self.max.fill(f32::NEG_INFINITY);
-        self.sum.fill(0.0);
-        self.out.fill(0.0);
+    /// Each item by all threads: some parts are summed at a time, then merged in order. `parts` holds
+    /// an item's sums, then those of its parts: `[items, 1 + parts, queries, sums_width]`.
+    fn attend_split(&self, pool: &mut Pool, items: &[LatentItem], splits: usize, parts: &mut [f32]) {
+        let width = sums_width(self.widths);
+        let queries = items.iter().map(|item| self.queries(item)).max().unwrap_or(0);
+        let together = (PARTS_A_THREAD * pool.threads() / items.len()).min(splits);
+        assert!(together > 0 && items.len() * (1 + together) * queries * width <= parts.len());
+        let parts = SendPtr::new(parts.as_mut_ptr());
+        let sums_at = |item: usize, place: usize, query: usize, n: usize| {
+            let first = (item * (1 + together) + place) * queries + query;
+            // SAFETY: within `parts` as asserted; no two tasks of a loop ask for the same queries of a place.
+            unsafe { std::slice::from_raw_parts_mut(parts.at(first * width), n * width) }
+        };
+        for first in (0..splits).step_by(together) {
+            let end = splits.min(first + together);
+            pool.run(items.len() * (end - first), &|worker, i| {
+                let (i, split) = (i / (end - first), first + i % (end - first));
+                let item = &items[i];
+                if split < item.splits() {
+                    // SAFETY: a worker runs one item at a time, and there is one scratch a thread.
+                    let s = unsafe { &mut *self.scratch.at(worker) };
+                    self.load_queries(s, item);
+                    self.sum_part(s, item, split);
+                    let sums = sums_at(i, 1 + split - first, 0, self.queries(item));
+                    for (query, sums) in sums.chunks_exact_mut(width).enumerate() {
+                        let (max, sum, out) = self.sums_of(s, query);
+                        (sums[0], sums[1]) = (max, sum);
+                        sums[2..].copy_from_slice(out);
+                    }
+                }
+            });
+            let panels = queries.div_ceil(PANEL);
+            pool.run(items.len() * panels, &|_, i| {
+                let (i, query) = (i / panels, i % panels * PANEL);
+                let item = &items[i];
+                let n = PANEL.min(self.queries(item).saturating_sub(query));
+                let sums = sums_at(i, 0, query, n);
+                if first == 0 {
+                    clear(sums, width);
+                }
+                for split in first..end.min(item.splits()) {
+                    let part = sums_at(i, 1 + split - first, query, n);
+                    for (sums, part) in sums.chunks_exact_mut(width).zip(part.chunks_exact(width)) {
+                        self.add(sums, (part[0], part[1], &part[2..]));
+                    }
+                }
+                if end == splits {
+                    self.finish(item, query, sums);
+                }
+            });
+        }
     }
 
-    fn copy_from<E>(&mut self, s: &attend::Scratch<E>) {
-        let n = self.max.len();
-        self.max.copy_from_slice(&s.max[..n]);
-        self.sum.copy_from_slice(&s.sum[..n]);
-        self.out.copy_from_slice(&s.out[..self.out.len()]);
+    fn queries(&self, item: &LatentItem) -> usize {
+        item.tokens * self.dims.n_heads
     }
 
-    fn merge(&mut self, isa: Isa, max: &[f32], sum: &[f32], out: &[f32], widths: Widths) {
-        let v = widths.v_stride();
-        for i in 0..self.max.len() {
-            // 0: the query sees none of the part's keys. NaN is passed on.
-            if sum[i] != 0.0 {
-                let into = (&mut self.max[i], &mut self.sum[i], &mut self.out[i * v..][..v]);
-                merge(isa, into, (max[i], sum[i], &out[i * v..][..v]));
+    fn load_queries(&self, s: &mut attend::Scratch<E>, item: &LatentItem) {
+        let (width, stride) = (self.widths.qk, self.widths.qk_stride::<E>());
+        let first = item.token * self.dims.n_heads;
+        let queries = &self.op.q[first * width..][..self.queries(item) * width];
+        for (panel, queries) in queries.chunks(PANEL * width).enumerate() {
+            let rows = queries.chunks_exact(width);
+            for (q, out) in rows.clone().zip(s.query_rows.chunks_exact_mut(stride)) {
+                E::convert(self.isa, q, &mut out[..width]);
+            }
+            s.pack_queries(self.isa, panel, rows.len(), self.widths);
+        }
+    }
+
+    /// Sums of part `split` of the item's keys, from nothing. Its queries are loaded.
+    fn sum_part(&self, s: &mut attend::Scratch<E>, item: &LatentItem, split: usize) {
+        let Self { isa, widths, op, .. } = *self;
+        let (heads, queries) = (self.dims.n_heads, self.queries(item));
+        s.clear(queries, widths);
+        let end = item.keys().min((split + 1) * SPLIT_KEYS);
+        for first in (split * SPLIT_KEYS..end).step_by(KEYS) {
+            // This tile's rows and the next one's.
+            let mut rows = [std::ptr::null(); 2 * KEYS];
+            let rows = &mut rows[..(2 * KEYS).min(end - first)];
+            latent_rows(self.arena.get(), op.arena, op.layer, self.step, item.row, first, rows);
+            let (rows, ahead) = rows.split_at(KEYS.min(rows.len()));
+            // SAFETY: arena rows are `qk_stride` long and start with the value.
+            unsafe {
+                s.pack_values(isa, rows, widths);
+                let keys = Keys { rows, ahead };
+                attend_tile(isa, s, 0..queries, keys, widths, self.dims.softmax_scale, |query| {
+                    (item.position + query / heads + 1).saturating_sub(first)
+                });
             }
         }
     }
 
-    /// `out[query] = sums / sum`, dense.
-    fn finish(&self, out: &mut [f32], widths: Widths) {
-        let rows = out.chunks_exact_mut(widths.v).zip(self.out.chunks_exact(widths.v_stride()));
-        for ((out, from), sum) in rows.zip(&*self.sum) {
-            let inverse = 1.0 / sum;
-            out.iter_mut().zip(from).for_each(|(o, v)| *o = v * inverse);
+    /// `(max, sum, out)` of a query in the part that `s` has summed.
+    fn sums_of<'s>(&self, s: &'s attend::Scratch<E>, query: usize) -> (f32, f32, &'s [f32]) {
+        let v = self.widths.v_stride();
+        (s.max[query], s.sum[query], &s.out[query * v..][..v])
+    }
+
+    /// Adds a part to a query's sums.
+    fn add(&self, sums: &mut [f32], part: (f32, f32, &[f32])) {
+        // 0: the query sees none of the part's keys. NaN is passed on.
+        if let ([max, sum, out @ ..], true) = (sums, part.1 != 0.0) {
+            merge(self.isa, (max, sum, out), part);
         }
     }
+
+    /// What the item's queries from `query` on attend to: their values' sums over the weights' sum.
+    fn finish(&self, item: &LatentItem, query: usize, sums: &[f32]) {
+        let (v, width) = (self.widths.v, sums_width(self.widths));
+        let first = item.token * self.dims.n_heads + query;
+        // SAFETY: a task has these queries' rows of `out` to itself, and they lie within it as checked.
+        let out = unsafe { std::slice::from_raw_parts_mut(self.out.at(first * v), sums.len() / width * v) };
+        for (out, sums) in out.chunks_exact_mut(v).zip(sums.chunks_exact(width)) {
+            let inverse = 1.0 / sums[1];
+            out.iter_mut().zip(&sums[2..]).for_each(|(o, x)| *o = x * inverse);
+        }
+    }
+}
+
+/// Sums that have seen nothing.
+fn clear(sums: &mut [f32], width: usize) {
+    sums.fill(0.0);
+    sums.chunks_exact_mut(width).for_each(|sums| sums[0] = f32::NEG_INFINITY);
 }

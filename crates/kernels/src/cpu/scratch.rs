@@ -1,6 +1,7 @@
 //! Memory between and inside ops, made once for the largest step.
 
 use super::attend::{self, Widths};
+use super::attend_latent::{SPLIT_KEYS, few_items, sums_width};
 use super::isa::Isa;
 use super::packed::{Huge, SendPtr};
 use super::pool::Pool;
@@ -15,13 +16,9 @@ use half::bf16;
 /// Queries of a row that `attend_latent` takes at a time, times heads: enough that packing a tile of
 /// keys costs little beside using it, few enough that their sums stay in L2.
 const LATENT_QUERIES: usize = 64;
-/// Longest part of a row that is summed from nothing, in keys. More parts than about 64 cost memory.
-const SPLIT_KEYS: usize = 512;
-const SPLITS: usize = 64;
-
-/// Memory for the parts of rows that are split over threads: with 128 heads and a long context a row's
-/// parts are many megabytes, and one row in two halves is gain enough.
-const PARTS_BYTES: usize = 64 << 20;
+/// Parts of split rows that are under way before they are merged, a thread: enough that threads wait
+/// little for each other. With 128 heads a part is 257 KiB, however long the context.
+pub(super) const PARTS_A_THREAD: usize = 16;
 
 /// Inputs of a product in the weights' own precision. f32 is used where it lies; bf16 is rounded to
 /// here, each row followed by room for a tile's last step.
@@ -139,12 +136,6 @@ pub(super) fn tokens_per_item(n_heads: usize) -> usize {
     (LATENT_QUERIES / n_heads).max(1)
 }
 
-/// Keys of one part of a row in latent space: a number of this server, so that sums do not depend on
-/// what else runs.
-pub(super) fn split_keys(context_len: usize) -> usize {
-    context_len.div_ceil(SPLITS).next_multiple_of(attend::KEYS).max(SPLIT_KEYS)
-}
-
 #[derive(Default)]
 pub(super) struct Scratch {
     pub f32: Operands<f32>,
@@ -162,21 +153,19 @@ pub(super) struct Scratch {
     pub head_segments: Vec<super::matmul::Segment>,
     /// Items of `attend_latent`.
     pub items: Vec<super::attend_latent::LatentItem>,
-    /// `[items, splits, queries * (v_stride + 2)]`, where few items are split over threads
+    /// `[items, 1 + parts, queries, sums_width]`, where few items are split over threads
     pub parts: Vec<f32>,
-    pub split_keys: usize,
-    /// Sums of an item's earlier parts, one a thread: `[queries, v_stride + 2]`
+    /// Sums of an item's earlier parts, one a thread: `[queries, sums_width]`
     pub merged: Vec<Vec<f32>>,
 }
 
 impl Scratch {
     pub(super) fn new(w: &Workspace, threads: usize, precision: Precision) -> Result<Self> {
         let tokens = w.limits.tokens;
-        let split_keys = split_keys(w.limits.context_len);
-        let part = latent_queries(w) * (latent_widths(w).v_stride() + 2);
-        let splits = w.limits.context_len.div_ceil(split_keys);
-        let few = super::attend_latent::few_items(threads).min(tokens);
-        let items_split = few.min((PARTS_BYTES / (splits * part * 4)).max(1));
+        let part = latent_queries(w) * sums_width(latent_widths(w));
+        let splits = w.limits.context_len.div_ceil(SPLIT_KEYS);
+        let few = few_items(threads).min(tokens);
+        let parts = if splits > 1 { few + (few * splits).min(PARTS_A_THREAD * threads) } else { 0 };
         let bf16 = precision == Precision::Bf16;
         Ok(Self {
             // The router is f32 always, and reads its inputs where they lie.
@@ -189,8 +178,7 @@ impl Scratch {
             groups: super::moe::Groups::new(tokens * w.top_k, w.n_experts),
             head_segments: Vec::with_capacity(w.mla.n_heads),
             items: Vec::with_capacity(tokens),
-            parts: super::zeros(items_split * splits * part)?,
-            split_keys,
+            parts: super::zeros(parts * part)?,
             merged: (0..threads).map(|_| super::zeros(part)).collect::<Result<_>>()?,
         })
     }

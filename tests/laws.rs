@@ -89,6 +89,24 @@ fn a_cached_prompt_is_answered_as_a_new_one() {
     }
 }
 
+/// One beginning, shorter than a unit of prefill, of prompts that fill it each in its own way.
+#[test]
+fn a_beginning_shared_within_a_unit_is_found() {
+    for model in models() {
+        let (cached, new) = (serve(&model, &[]), serve(&model, &["--no-prefix-cache"]));
+        for name in 0..4 {
+            let request = request(&prompt(200, name, 300 + 100 * name), 12, &json!({}));
+            let answer = cached.ask("/v1/completions", &request);
+            assert_eq!(answer["choices"], choices(&new, &request), "{model}, prompt {name}");
+            let hit = if name == 0 { 0 } else { 192 };
+            assert_eq!(
+                answer["usage"]["prompt_tokens_details"]["cached_tokens"], hit,
+                "{model}, prompt {name}"
+            );
+        }
+    }
+}
+
 /// A conversation: each prompt is all that was said before, and a little more.
 #[test]
 fn turns_find_their_own_blocks_and_are_answered_as_if_new() {

@@ -49,7 +49,7 @@ impl Default for Options {
 /// Why a request was not taken; trying again later may help.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Busy {
-    #[error("{max_waiting} requests are waiting already; try again later")]
+    #[error("as many requests as may wait ({max_waiting}) do so already; try again later")]
     Requests { max_waiting: usize },
     #[error("prompts waiting already leave too little room of {max_waiting_tokens} tokens; try again later")]
     Tokens { max_waiting_tokens: usize },

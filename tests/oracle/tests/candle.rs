@@ -16,7 +16,7 @@ mod golden;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use candle_transformers::models::deepseek2::{DeepSeekV2, DeepSeekV2Config};
-use golden::{Golden, largest_error, run};
+use golden::{Chunks, Golden, largest_error, run};
 use kernels::{Cpu, Precision, StepLimits};
 use model::checkpoint::Checkpoint;
 use model::forward::Model;
@@ -103,12 +103,13 @@ fn compare(dir: &Path, config: &Value) {
         .zip(PROMPTS)
         .map(|(prompt, (_, from))| logits_from(candle(dir, config), prompt, from).unwrap())
         .collect();
-    for chunk in [400, 13] {
-        let got = run(&mut strait(dir, config), &prompts, chunk);
+    for chunks in [(400, true), (400, false), (13, true), (13, false)] {
+        let (chunk, expanded) = chunks;
+        let got = run(&mut strait(dir, config), &prompts, Chunks { len: chunk, expanded });
         for ((got, want), (len, from)) in got.iter().zip(&want).zip(PROMPTS) {
             let error = largest_error(&got[from * vocab as usize..], want);
-            println!("  {len} tokens in chunks of {chunk}: {error:.1e}");
-            assert!(error < TOLERANCE, "{len} tokens in chunks of {chunk}: {error}");
+            println!("  {len} tokens in chunks of {chunk}, expanded: {expanded}: {error:.1e}");
+            assert!(error < TOLERANCE, "{len} tokens in chunks of {chunk}, expanded: {expanded}: {error}");
         }
     }
 }

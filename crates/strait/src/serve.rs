@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use clap::Args;
 use server::{App, Build, Defaults, EngineFault, KvCacheInfo, Options, ServedModel};
 use tokio::net::TcpListener;
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::oneshot;
 
 use crate::failure::Failure;
@@ -18,7 +19,7 @@ use crate::load::{self, Loaded};
 use crate::model_dir::ModelFiles;
 use crate::settings::{self, ModelSettings, ServerSettings};
 use crate::size::show;
-use crate::{logging, print};
+use crate::{logging, machine, print};
 
 const ORDER: &str = "\
 Each option can be given as a flag, as STRAIT_* in the environment, or by the flag's name in the file of \
@@ -54,11 +55,16 @@ pub(crate) fn main(flags: Flags) -> Result<(), Failure> {
     }
     logging::start(&server.log);
     let files = ModelFiles::open(&model.source)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     let ended = runtime.block_on(serve(files, model, server, start));
     // Clients are done. Threads that still load or compute are not waited for.
     runtime.shutdown_background();
     ended
+}
+
+/// What HTTP is served on.
+pub(crate) fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(machine::http_threads()).enable_all().build()
 }
 
 fn dry(settings: &ModelSettings) -> Result<(), Failure> {

@@ -9,6 +9,8 @@ use server::{App, Options};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
+use crate::serve;
+
 /// It goes when dropped, whatever it is doing.
 pub(crate) struct Local {
     pub url: String,
@@ -24,7 +26,7 @@ impl Local {
         options: Options,
         open: impl FnOnce(&App, &dyn Fn()) -> anyhow::Result<()> + Send + 'static,
     ) -> anyhow::Result<Self> {
-        let runtime = Runtime::new()?;
+        let runtime = serve::runtime()?;
         let listener = runtime.block_on(TcpListener::bind((host, port)));
         let listener = listener.with_context(|| format!("cannot listen on {host}:{port}"))?;
         let url = format!("http://{}", listener.local_addr()?);

@@ -177,6 +177,24 @@ fn chunks_blocks_and_pools_change_no_answer() {
     }
 }
 
+/// To the last bit as long as the prompt alone fills no unit of prefill.
+#[test]
+fn a_score_of_an_answer_is_what_it_was_drawn_with() {
+    for model in models() {
+        let server = serve(&model, &[]);
+        for (len, answer_len) in [(3, 200), (60, 250), (250, 400)] {
+            let prompt = prompt(0, len, len);
+            let drawn = choices(&server, &request(&prompt, answer_len, &json!({})))[0].clone();
+            let ids = drawn["token_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap());
+            let whole: Vec<u64> = prompt.iter().copied().chain(ids).collect();
+            let scored = choices(&server, &request(&whole, 0, &json!({"echo": true})))[0].clone();
+            let scores = scored["logprobs"]["token_logprobs"].as_array().unwrap();
+            let drawn = drawn["logprobs"]["token_logprobs"].as_array().unwrap();
+            assert_eq!(scores[len..], drawn[..], "{model}, {len} + {answer_len} tokens");
+        }
+    }
+}
+
 #[test]
 fn choices_are_drawn_as_single_runs_of_the_next_seeds() {
     for model in models() {

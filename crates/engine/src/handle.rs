@@ -132,7 +132,9 @@ impl EngineHandle {
 
     /// Hashed here, so that the engine's thread need not.
     fn chain(&self, request: &Request) -> Chain {
-        let units = Units::new(self.limits.prefill_unit, request.prompt.len(), &request.drawn);
+        // What is only scored may be an answer: it is computed as if token by token, as answers are.
+        let prompt_len = if request.max_new_tokens == 0 { 0 } else { request.prompt.len() };
+        let units = Units::new(self.limits.prefill_unit, prompt_len, &request.drawn);
         let mut chain = Chain::new(&self.model_identity, &request.cache_salt, self.limits.block_len, units);
         if self.caching {
             chain.extend(&request.prompt);

@@ -58,7 +58,7 @@ pub struct Request {
     /// Answers to draw, at least 1: the first is what `n` = 1 would draw, each other what it would draw with
     /// a seed that is one more. The prompt is computed once, and its blocks are shared.
     pub n: usize,
-    /// 0 only scores the prompt.
+    /// 0 only scores the prompt, all of it computed as answers are: it may be one.
     pub max_new_tokens: usize,
     /// Stop ids cannot be drawn before so many tokens.
     pub min_new_tokens: usize,

@@ -300,7 +300,10 @@ impl<'a> World<'a> {
 /// Plays many lives; returns how often each thing happened.
 fn play(caching: bool) -> Seen {
     let seen = RefCell::new(Seen::new());
-    let config = ProptestConfig { cases: 2_000, ..ProptestConfig::with_source_file(file!()) };
+    let mut config = ProptestConfig::with_source_file(file!());
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = 2_000;
+    }
     let outcome = TestRunner::new(config).run(
         &(2usize..40, 1usize..6, 1usize..6, steps()),
         |(n_blocks, block_len, unit, steps)| {

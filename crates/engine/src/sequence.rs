@@ -285,9 +285,9 @@ impl Sequence {
         let sound = rows.peek().is_none_or(|row| !row[0].is_nan());
         if let Some(table) = &mut self.table {
             table.copied();
-        }
-        if let Some(table) = self.table.as_mut().filter(|_| sound) {
-            table.publish(&mut self.chain, &self.tokens[..self.computed]);
+            if sound {
+                table.publish(&mut self.chain, &self.tokens[..self.computed]);
+            }
         }
         let fresh = from.max(self.computed_max).min(self.computed);
         self.computed_max = self.computed_max.max(self.computed);

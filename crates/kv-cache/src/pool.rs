@@ -36,15 +36,13 @@ impl BlockPool {
     /// A table that begins with what is cached of `tokens`, `limit` tokens at most. `chain` names the full
     /// blocks of `tokens`. More room is taken by [`BlockTable::reserve`].
     pub fn open(&self, chain: &Chain, tokens: &[u32], limit: usize) -> BlockTable {
-        let cached = if self.caching { self.cached(chain, tokens, limit) } else { Vec::new() };
+        let cached = self.cached(chain, tokens, limit);
         let len = cached.len() * self.block_len;
         // The block after the last whole one may begin alike, or stand beyond the limit.
         let next = &tokens[len.min(tokens.len())..];
         let next = &next[..next.len().min(self.block_len)];
-        let (more, source) = match self.ledger.borrow().begins_like(chain, cached.len(), next) {
-            Some((id, same)) if self.caching => (same, Some(id)),
-            _ => (0, None),
-        };
+        let alike = self.ledger.borrow().begins_like(chain, cached.len(), next);
+        let (source, more) = alike.map_or((None, 0), |(id, same)| (Some(id), same));
         let len = (len + more).min(limit);
         let (whole, rest) = (len / self.block_len, len % self.block_len);
         let source = if whole < cached.len() { Some(cached[whole]) } else { source };
@@ -71,7 +69,7 @@ impl BlockPool {
 
     /// How many of `chain`'s blocks are published, from the first on.
     pub fn n_cached(&self, chain: &Chain, tokens: &[u32]) -> usize {
-        if self.caching { self.cached(chain, tokens, tokens.len()).len() } else { 0 }
+        self.cached(chain, tokens, tokens.len()).len()
     }
 
     pub fn stats(&self) -> PoolStats {

@@ -202,22 +202,8 @@ fn templates_that_look_at_answers_get_no_places() {
 
 /// SentencePiece's spelling, in which the whole text is one part.
 fn in_one_part(template: &str) -> Chat {
-    let mut vocab = Map::new();
-    for byte in 0..=255u32 {
-        vocab.insert(format!("<0x{byte:02X}>"), byte.into());
-    }
-    for (i, token) in ["▁", "a", "b", ":", "▁a", ":a", "b:"].iter().enumerate() {
-        vocab.insert((*token).to_owned(), (256 + i).into());
-    }
-    let file = json!({"version": "1.0", "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocab,
-            "merges": [["▁", "a"], [":", "a"], ["b", ":"]]}});
-    let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap();
+    let tokens = ["▁", "a", "b", ":", "▁a", ":a", "b:"];
+    let tokenizer = fixture::sentencepiece(&tokens, &[["▁", "a"], [":", "a"], ["b", ":"]], &[]);
     let template = ChatTemplate::new(template, tokenizer.special_tokens()).unwrap();
     Chat { tokenizer, template, kwargs: Map::new() }
 }

@@ -55,21 +55,7 @@ fn ids_of_no_token_are_nothing() {
 /// SentencePiece's spelling: bytes without a token, and a space before the text that is not the text's.
 #[test]
 fn sentencepiece_round_trip() {
-    let mut vocab = serde_json::Map::new();
-    for byte in 0..=255u32 {
-        vocab.insert(format!("<0x{byte:02X}>"), byte.into());
-    }
-    for (i, letter) in ["▁", "a", "b", "▁a"].iter().enumerate() {
-        vocab.insert((*letter).to_owned(), (256 + i).into());
-    }
-    let file = json!({"version": "1.0", "added_tokens": [],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "byte_fallback": true, "fuse_unk": true, "vocab": vocab, "merges": [["▁", "a"]]}});
-    let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap();
+    let tokenizer = fixture::sentencepiece(&["▁", "a", "b", "▁a"], &[["▁", "a"]], &[]);
     for text in ["", "a b", " a", "世a", "b 😀"] {
         assert_eq!(tokenizer.decode(&tokenizer.encode(text, true).unwrap(), true), text);
     }
@@ -97,21 +83,9 @@ fn files_that_contradict_themselves_are_refused() {
 
 #[test]
 fn sentencepiece_adds_no_spaces_round_typed_tokens() {
-    let mut vocab = serde_json::Map::new();
-    for byte in 0..=255u32 {
-        vocab.insert(format!("<0x{byte:02X}>"), byte.into());
-    }
-    vocab.insert("▁".to_owned(), 256.into());
     let token = json!({"id": 257, "content": "<x>", "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true});
-    let file = json!({"version": "1.0", "added_tokens": [token],
-        "normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"},
-            {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
-        "decoder": {"type": "Sequence", "decoders": [
-            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
-            {"type": "ByteFallback"}, {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-        "model": {"type": "BPE", "byte_fallback": true, "vocab": vocab, "merges": []}});
-    let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes(), None).unwrap();
+    let tokenizer = fixture::sentencepiece(&["▁"], &[], &[token]);
     let template = text::ChatTemplate::new("{{ messages[0].content }}", tokenizer.special_tokens()).unwrap();
     let (messages, kwargs) = ([json!({"content": "a<x>a"})], serde_json::Map::new());
     let input =

@@ -142,3 +142,34 @@ fn a_unit_goes_on_where_its_cached_part_ends() {
     let now = rig.handle.snapshot();
     assert_eq!((now.cache_hits, now.cache_copied), (8, 2));
 }
+
+/// At a depth of 64 a prompt gets 8 tokens for 512 pairs, and fewer the deeper it is.
+#[test]
+fn prompts_take_less_beside_answers_the_deeper_they_are() {
+    let steps = |prompt_pairs_beside_answers| {
+        let policy =
+            Policy { prompt_tokens_beside_answers: 64, prompt_pairs_beside_answers, ..Policy::default() };
+        let mut rig = Rig::with_options(FakeRunner::new(wide()), Options { policy, ..Options::default() });
+        let _answer = rig.submit(request(90, 2, 3_900));
+        rig.step();
+        let mut prompt = rig.submit(request(1, 256, 1));
+        (1..200).find(|_| rig.step() && prompt.listen().end.is_some()).unwrap()
+    };
+    assert_eq!(steps(usize::MAX), 4);
+    let bounded = steps(512);
+    assert!((30..100).contains(&bounded), "{bounded} steps");
+}
+
+/// With units that the fake computes otherwise than single tokens.
+#[test]
+fn a_score_of_an_answer_is_what_it_was_drawn_with() {
+    let limits = Limits { prefill_unit: 16, step_tokens: 64, step_outputs: 64, ..limits() };
+    let runner = || FakeRunner::new(limits.clone());
+    let asked = Request { logprobs: Some(2), ..request(1, 5, 60) };
+    let drawn = Rig::new(runner()).answers([asked.clone()]).remove(0);
+    let whole = [&asked.prompt[..], &drawn.ids()].concat();
+    let scored = Request { prompt: whole, prompt_logprobs: Some(2), ..Request::default() };
+    let scored = Rig::new(runner()).answers([scored]).remove(0);
+    let drawn: Vec<_> = drawn.tokens.into_iter().filter_map(|token| token.logprobs).collect();
+    assert_eq!(scored.scores[4..], drawn[..]);
+}

@@ -8,6 +8,9 @@ pub enum KernelError {
     /// Memory could not be had.
     #[error("cannot allocate {bytes} bytes for {what}")]
     Memory { what: &'static str, bytes: usize },
+    /// The device refused or failed; `what` names the kernel and its sizes.
+    #[error("{op}: {what}")]
+    Device { op: &'static str, what: String },
 }
 
 pub type Result<T> = std::result::Result<T, KernelError>;

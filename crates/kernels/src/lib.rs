@@ -9,6 +9,7 @@ compile_error!("checkpoints and packed pairs are little-endian, and so must the 
 
 mod backend;
 mod cpu;
+pub mod cuda;
 mod dtype;
 mod error;
 mod mapped_file;

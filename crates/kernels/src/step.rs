@@ -106,9 +106,14 @@ impl StepState {
         self.tokens.len()
     }
 
+    /// The block table of row `row`, `[table_width]`.
+    pub(crate) fn table(&self, row: usize) -> &[u32] {
+        &self.tables[row * self.table_width..][..self.table_width]
+    }
+
     /// Slot of position `position` of row `row`.
     pub(crate) fn slot(&self, row: usize, position: usize) -> usize {
-        let block = self.tables[row * self.table_width + position / self.block_len];
+        let block = self.table(row)[position / self.block_len];
         block as usize * self.block_len + position % self.block_len
     }
 

@@ -1,0 +1,446 @@
+//! The CUDA backend: our own kernels (`csrc/*.cu`), launched on a [`Device`].
+//!
+//! An op checks its arguments and puts launches on a list; nothing runs before the step's end (or before somebody reads a
+//! buffer). No launch of a step without expanded rows depends on the step but by its bucket of tokens: what changes from
+//! step to step is in the step's indices on the device ([`step`]). So a list that was met before is replayed as a graph.
+//!
+//! Activations are f32; they are rounded to bf16 where they meet bf16 weights, as on the CPU. A token's numbers do not
+//! depend on its neighbours: the order of each sum is fixed by the weight's shape and the token's position.
+
+mod device;
+mod gemm;
+mod mla;
+mod prefill;
+mod rows;
+mod step;
+
+pub use device::{About, Device, Field, Kernel, Launch, ParamBytes, Params, Ptr};
+
+use crate::backend::{Backend, MlaDims, Rope, Workspace};
+use crate::dtype::Precision;
+use crate::error::{KernelError, Result, require};
+use crate::matrix::Parts;
+use crate::ops::{
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
+    LatentWrite, Linear, LmHead, RmsNorm, Route,
+};
+use crate::step::{Step, StepLimits, StepState};
+use std::cell::RefCell;
+use std::sync::{Arc, Mutex, PoisonError};
+use step::DeviceStep;
+
+/// Graphs kept: a decode step has one a bucket of tokens, and few buckets are in use at a time.
+const GRAPHS_MAX: usize = 64;
+/// Launches of one step, a bound for the list's memory: a deep model has some 1,200.
+const LAUNCHES: usize = 2048;
+
+/// Memory that launches on the list may still touch goes here when its owner lets go; emptied when the list has run.
+type Bin<D> = Arc<Mutex<Vec<<D as Device>::Memory>>>;
+
+/// Memory on the device that outlives the launches that name it.
+pub struct Held<D: Device> {
+    memory: Option<D::Memory>,
+    bin: Bin<D>,
+}
+
+impl<D: Device> Held<D> {
+    fn get(&self) -> &D::Memory {
+        self.memory.as_ref().expect("present until dropped")
+    }
+
+    fn ptr(&self) -> Ptr {
+        D::address(self.get())
+    }
+}
+
+impl<D: Device> Drop for Held<D> {
+    fn drop(&mut self) {
+        let mut bin = self.bin.lock().unwrap_or_else(PoisonError::into_inner);
+        bin.extend(self.memory.take());
+    }
+}
+
+/// `len` numbers of 4 bytes: f32 activations, or expert ids.
+pub struct CudaBuffer<D: Device> {
+    held: Held<D>,
+    len: usize,
+}
+
+impl<D: Device> CudaBuffer<D> {
+    fn ptr(&self) -> Ptr {
+        self.held.ptr()
+    }
+}
+
+/// `[layers, slots, latent_width]`; how rows lie in it, `csrc/page.h` says.
+pub struct CudaArena<D: Device> {
+    held: Held<D>,
+    shape: [usize; 3],
+    precision: Precision,
+    /// Pages of 64 rows in swizzled column tiles; else rows one after another.
+    tiled: bool,
+}
+
+impl<D: Device> CudaArena<D> {
+    fn layer_bytes(&self) -> usize {
+        self.shape[1] * self.shape[2] * self.precision.size()
+    }
+
+    fn layer(&self, layer: usize) -> Ptr {
+        self.held.ptr().offset(layer * self.layer_bytes())
+    }
+}
+
+/// Made for the largest step.
+struct Reserved<D: Device> {
+    limits: StepLimits,
+    mla: MlaDims,
+    step: DeviceStep<D>,
+    /// `[context_len, rope / 2, 2]` cos and sin of each position, once a step has named its rope
+    angles: Option<(Rope, Held<D>)>,
+    gemm: gemm::Scratch<D>,
+    mla_scratch: mla::Scratch<D>,
+    prefill: prefill::Scratch<D>,
+}
+
+pub struct CudaBackend<D: Device> {
+    device: D,
+    /// Of the latent cache.
+    precision: Precision,
+    state: StepState,
+    reserved: Option<Reserved<D>>,
+    /// Launches that have not run yet.
+    list: RefCell<Vec<Launch>>,
+    bin: Bin<D>,
+    /// The least recently used first.
+    graphs: Vec<(Vec<Launch>, D::Graph)>,
+    /// Replay lists that were met before.
+    use_graphs: bool,
+}
+
+impl<D: Device> CudaBackend<D> {
+    /// `precision` is that of the latent cache; weights name theirs when they are packed.
+    pub fn new(device: D, precision: Precision) -> Self {
+        Self {
+            device,
+            precision,
+            state: StepState::default(),
+            reserved: None,
+            list: RefCell::new(Vec::with_capacity(LAUNCHES)),
+            bin: Arc::default(),
+            graphs: Vec::new(),
+            use_graphs: true,
+        }
+    }
+
+    /// Runs each launch by itself: for measurements and for finding faults.
+    pub fn without_graphs(self) -> Self {
+        Self { use_graphs: false, ..self }
+    }
+
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn hold(&self, bytes: usize, what: &'static str) -> Result<Held<D>> {
+        Ok(Held { memory: Some(self.device.allocate(bytes.max(4), what)?), bin: self.bin.clone() })
+    }
+
+    fn reserved(&self, op: &'static str) -> Result<&Reserved<D>> {
+        self.reserved.as_ref().ok_or_else(|| KernelError::Shape { op, what: "nothing reserved".into() })
+    }
+
+    /// Puts a launch on the list. Launches without blocks are left out.
+    fn launch(&self, kernel: &'static Kernel, grid: [usize; 3], shared_bytes: usize, params: &impl Params) {
+        if grid.contains(&0) {
+            return;
+        }
+        let launch = Launch {
+            kernel,
+            grid: grid.map(|n| n as u32),
+            shared_bytes: shared_bytes as u32,
+            params: params.bytes(),
+        };
+        self.list.borrow_mut().push(launch);
+    }
+
+    /// Runs what is on the list, then frees what was only waiting for that.
+    fn flush(&self) -> Result<()> {
+        let mut list = self.list.borrow_mut();
+        let ran = self.device.run(&list);
+        list.clear();
+        self.empty_bin();
+        ran
+    }
+
+    fn empty_bin(&self) {
+        self.bin.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The end of a step: runs the list, as a graph if it was met before.
+    fn finish(&mut self) -> Result<()> {
+        let captured = self.reserved("finish")?.step.expanded.is_empty() && self.use_graphs;
+        if !captured {
+            return self.flush();
+        }
+        let list = self.list.get_mut();
+        let known = self.graphs.iter().position(|(launches, _)| launches == list);
+        let graph = match known {
+            Some(i) => self.graphs.remove(i),
+            None => {
+                if self.graphs.len() == GRAPHS_MAX {
+                    self.graphs.remove(0);
+                }
+                (list.clone(), self.device.capture(list)?)
+            }
+        };
+        let ran = self.device.replay(&graph.1);
+        self.graphs.push(graph);
+        list.clear();
+        self.empty_bin();
+        ran
+    }
+
+    fn buffer_of(&self, len: usize) -> Result<CudaBuffer<D>> {
+        Ok(CudaBuffer { held: self.hold(4 * len, "a buffer")?, len })
+    }
+
+    /// The first `N`-byte numbers of a buffer, after all that is on the list.
+    fn download<const N: usize, T>(
+        &self,
+        buffer: &CudaBuffer<D>,
+        len: usize,
+        from: fn([u8; N]) -> T,
+    ) -> Vec<T> {
+        assert!(len <= buffer.len, "{len} numbers of a buffer of {}", buffer.len);
+        let mut bytes = vec![0; len * N];
+        self.flush()
+            .and_then(|()| self.device.read(buffer.held.get(), 0, &mut bytes))
+            .expect("a readable device");
+        bytes.as_chunks::<N>().0.iter().map(|b| from(*b)).collect()
+    }
+
+    /// `dims` and the arena are those that scratch memory was made for and the step was checked against.
+    fn check_reserved(&self, op: &'static str, dims: &MlaDims, arena: Option<&CudaArena<D>>) -> Result<()> {
+        let Reserved { limits, mla, .. } = self.reserved(op)?;
+        require(mla == dims, op, || format!("{dims:?}, reserved for {mla:?}"))?;
+        let Some(arena) = arena else { return Ok(()) };
+        require(arena.shape[1] == limits.slots() && arena.precision == self.precision, op, || {
+            format!("an arena {:?} in {}", arena.shape, arena.precision.name())
+        })
+    }
+
+    /// cos and sin of the positions below the context's length: `[context_len, rope / 2, 2]`.
+    fn angles(&mut self, rope: &Rope) -> Result<()> {
+        let reserved = self.reserved("begin_step")?;
+        if reserved.angles.as_ref().is_some_and(|(known, _)| known == rope) {
+            return Ok(());
+        }
+        let positions = 0..reserved.limits.context_len;
+        let angle = |position: usize| {
+            let cos_sin = move |freq: &f32| {
+                let angle = position as f32 * freq;
+                [angle.cos() * rope.scale, angle.sin() * rope.scale]
+            };
+            rope.inv_freq.iter().flat_map(cos_sin)
+        };
+        let bytes: Vec<u8> = positions.flat_map(angle).flat_map(f32::to_ne_bytes).collect();
+        let held = self.hold(bytes.len(), "rotary angles")?;
+        self.device.write(held.get(), 0, &bytes)?;
+        if let Some(reserved) = &mut self.reserved {
+            reserved.angles = Some((rope.clone(), held));
+        }
+        Ok(())
+    }
+
+    /// Tokens that launches of this step are made for; kernels stop at the step's own count.
+    fn token_bucket(&self) -> usize {
+        step::bucket(self.step_tokens())
+    }
+
+    /// Address of [`Self::angles`].
+    fn angles_ptr(&self, op: &'static str) -> Result<Ptr> {
+        let angles = self.reserved(op)?.angles.as_ref();
+        angles
+            .map(|(_, held)| held.ptr())
+            .ok_or_else(|| KernelError::Shape { op, what: "no step has begun".into() })
+    }
+}
+
+impl<D: Device> Backend for CudaBackend<D> {
+    type Buffer = CudaBuffer<D>;
+    type Indices = CudaBuffer<D>;
+    type Weight = gemm::CudaWeight<D>;
+    type Arena = CudaArena<D>;
+
+    fn buffer(&mut self, len: usize) -> Result<CudaBuffer<D>> {
+        self.buffer_of(len)
+    }
+
+    fn upload(&mut self, values: &[f32]) -> Result<CudaBuffer<D>> {
+        let buffer = self.buffer_of(values.len())?;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_ne_bytes()).collect();
+        self.device.write(buffer.held.get(), 0, &bytes)?;
+        Ok(buffer)
+    }
+
+    fn indices(&mut self, len: usize) -> Result<CudaBuffer<D>> {
+        self.buffer_of(len)
+    }
+
+    fn pack(&mut self, stack: &[Parts<'_>], precision: Precision) -> Result<gemm::CudaWeight<D>> {
+        gemm::pack(self, stack, precision)
+    }
+
+    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<CudaArena<D>> {
+        limits.check()?;
+        let shape = [layers, limits.slots(), latent_width];
+        let precision = self.precision;
+        let tiled = precision == Precision::Bf16
+            && latent_width.is_multiple_of(64)
+            && limits.block_len.is_multiple_of(64);
+        let bytes = shape.iter().try_fold(precision.size(), |n, &d| n.checked_mul(d));
+        let bytes = bytes.ok_or(KernelError::Memory { what: "the latent cache", bytes: usize::MAX })?;
+        Ok(CudaArena { held: self.hold(bytes, "the latent cache")?, shape, precision, tiled })
+    }
+
+    fn reserve(&mut self, workspace: Workspace) -> Result<()> {
+        workspace.limits.check()?;
+        require(workspace.mla.n_heads > 0, "reserve", || "no heads".into())?;
+        self.flush()?;
+        self.graphs.clear();
+        self.reserved = None;
+        self.state = StepState::new(&workspace.limits);
+        let mla_scratch = mla::Scratch::new(self, &workspace)?;
+        self.reserved = Some(Reserved {
+            step: DeviceStep::new(&self.device, &workspace.limits, mla_scratch.pass_items())?,
+            angles: None,
+            gemm: gemm::Scratch::new(self, &workspace)?,
+            prefill: prefill::Scratch::new(self, &workspace)?,
+            mla_scratch,
+            limits: workspace.limits,
+            mla: workspace.mla,
+        });
+        Ok(())
+    }
+
+    fn buffer_len(buffer: &CudaBuffer<D>) -> usize {
+        buffer.len
+    }
+
+    fn indices_len(indices: &CudaBuffer<D>) -> usize {
+        indices.len
+    }
+
+    fn weight_shape(weight: &gemm::CudaWeight<D>) -> [usize; 3] {
+        weight.shape()
+    }
+
+    fn arena_shape(arena: &CudaArena<D>) -> [usize; 3] {
+        arena.shape
+    }
+
+    fn arena_bytes(arena: &CudaArena<D>) -> usize {
+        D::bytes(arena.held.get())
+    }
+
+    fn weight_bytes(weight: &gemm::CudaWeight<D>) -> usize {
+        weight.bytes()
+    }
+
+    fn read(&self, buffer: &CudaBuffer<D>, len: usize) -> Vec<f32> {
+        self.download(buffer, len, f32::from_ne_bytes)
+    }
+
+    fn read_indices(&self, indices: &CudaBuffer<D>, len: usize) -> Vec<u32> {
+        self.download(indices, len, u32::from_ne_bytes)
+    }
+
+    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
+        self.flush()?;
+        let limits = self.reserved("begin_step")?.limits.clone();
+        self.state.load(step, &limits)?;
+        self.angles(rope)?;
+        let Self { device, reserved: Some(reserved), state, .. } = self else { return Ok(()) };
+        reserved.step.load(device, state)
+    }
+
+    fn step_tokens(&self) -> usize {
+        self.state.n_tokens()
+    }
+
+    fn copy_blocks(&mut self, op: CopyBlocks<'_, Self>) -> Result<()> {
+        op.check(self.state.arena_slots)?;
+        rows::copy_blocks(self, &op)
+    }
+
+    fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        rows::embed(self, &op)
+    }
+
+    fn rms_norm(&mut self, op: RmsNorm<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        rows::rms_norm(self, &op)
+    }
+
+    fn linear(&mut self, op: Linear<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        gemm::linear(self, &op)
+    }
+
+    fn latent_write(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        self.check_reserved("latent_write", &op.dims, Some(op.arena))?;
+        rows::latent_write(self, &op)
+    }
+
+    fn absorb_query(&mut self, op: AbsorbQuery<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        self.check_reserved("absorb_query", &op.dims, None)?;
+        gemm::absorb_query(self, &op)?;
+        rows::rotate_query(self, &op)
+    }
+
+    fn attend_latent(&mut self, op: AttendLatent<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        self.check_reserved("attend_latent", &op.dims, Some(op.arena))?;
+        mla::attend_latent(self, &op)
+    }
+
+    fn absorb_output(&mut self, op: AbsorbOutput<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        self.check_reserved("absorb_output", &op.dims, None)?;
+        gemm::absorb_output(self, &op)
+    }
+
+    fn attend_expanded(&mut self, op: AttendExpanded<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        self.check_reserved("attend_expanded", &op.dims, Some(op.arena))?;
+        prefill::attend_expanded(self, &op)
+    }
+
+    fn gated_mlp(&mut self, op: GatedMlp<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        gemm::gated_mlp(self, &op)
+    }
+
+    fn route(&mut self, op: Route<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        rows::route(self, &op)
+    }
+
+    fn experts(&mut self, op: Experts<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens())?;
+        gemm::experts(self, &op)
+    }
+
+    fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
+        op.check(self.step_tokens(), self.state.outputs.len())?;
+        gemm::lm_head(self, op)
+    }
+}

@@ -1,0 +1,202 @@
+//! The step's indices on the device: one block of 32-bit words, written with one copy. Its device side is `csrc/step.h`.
+
+use super::device::{Device, Ptr};
+use crate::error::{Result, require};
+use crate::step::{Row, StepLimits, StepState};
+
+/// Counts at the front, then the first token of each pass of attend_latent.
+const HEADER: usize = 16;
+const PASSES_MAX: usize = 496;
+/// A token's keys are attended in at most so many parts of at least so many keys: by its own position alone, so that
+/// neighbours change no sum's order.
+const SPLITS_MAX: usize = 32;
+const SPLIT_KEYS: usize = 512;
+
+/// Keys of one part of a token that sees `keys` of them: a multiple of 64.
+pub(crate) fn split_len(keys: usize) -> usize {
+    SPLIT_KEYS.max(keys.div_ceil(SPLITS_MAX).next_power_of_two())
+}
+
+/// Tokens, rows or outputs rounded up to what launches are made for: few enough that a graph is met again.
+pub(crate) fn bucket(n: usize) -> usize {
+    match n {
+        0..=8 => n.max(1).next_power_of_two(),
+        9..=64 => n.next_multiple_of(8),
+        65..=256 => n.next_multiple_of(32),
+        _ => n.next_multiple_of(128),
+    }
+}
+
+/// Where the arrays of a step lie, in words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    tokens: usize,
+    positions: usize,
+    slots: usize,
+    row_of: usize,
+    outputs: usize,
+    copies: usize,
+    first_item: usize,
+    items: usize,
+}
+
+impl Layout {
+    fn new(limits: &StepLimits) -> Self {
+        let tokens = HEADER + PASSES_MAX;
+        let positions = tokens + limits.tokens;
+        let slots = positions + limits.tokens;
+        let row_of = slots + limits.tokens;
+        let outputs = row_of + limits.tokens;
+        let copies = outputs + limits.outputs;
+        let first_item = copies + 2 * limits.rows;
+        let items = (first_item + limits.tokens + 1).next_multiple_of(4);
+        Self { tokens, positions, slots, row_of, outputs, copies, first_item, items }
+    }
+}
+
+/// The device's copy of a step, and what the host knows of it.
+pub(crate) struct DeviceStep<D: Device> {
+    memory: D::Memory,
+    layout: Layout,
+    words: Vec<u32>,
+    /// Items of attend_latent that fit into one pass.
+    pass_items: usize,
+    pub tokens: usize,
+    pub outputs: usize,
+    pub copies: usize,
+    pub passes: usize,
+    /// Rows that take attend_expanded.
+    pub expanded: Vec<Row>,
+}
+
+impl<D: Device> DeviceStep<D> {
+    pub(crate) fn new(device: &D, limits: &StepLimits, pass_items: usize) -> Result<Self> {
+        let layout = Layout::new(limits);
+        let splits = limits.context_len.div_ceil(split_len(limits.context_len)) + 1;
+        let capacity = layout.items + 4 * limits.tokens * splits + limits.rows * limits.table_width();
+        Ok(Self {
+            memory: device.allocate(4 * capacity, "the step's indices")?,
+            layout,
+            words: Vec::with_capacity(capacity),
+            pass_items: pass_items.max(splits),
+            tokens: 0,
+            outputs: 0,
+            copies: 0,
+            passes: 0,
+            expanded: Vec::with_capacity(limits.rows),
+        })
+    }
+
+    /// Lays the step out and writes it.
+    pub(crate) fn load(&mut self, device: &D, state: &StepState) -> Result<()> {
+        let Layout { tokens, positions, slots, row_of, outputs, copies, first_item, items } = self.layout;
+        let words = &mut self.words;
+        words.clear();
+        words.resize(items, 0);
+        for (at, from) in [
+            (tokens, &state.tokens),
+            (positions, &state.positions),
+            (slots, &state.slots),
+            (outputs, &state.outputs),
+        ] {
+            words[at..at + from.len()].copy_from_slice(from);
+        }
+        for (i, &(from, to)) in state.copies.iter().enumerate() {
+            words[copies + 2 * i..][..2].copy_from_slice(&[from, to]);
+        }
+        self.expanded.clear();
+        // Items: [token, row, first key, end key], token by token; passes break between tokens.
+        let (mut n_items, mut pass_from, mut passes) = (0, 0, 1);
+        for row in &state.rows {
+            let mark = if row.expanded { 1 << 31 } else { 0 };
+            words[row_of + row.first..][..row.len].fill(row.index as u32 | mark);
+            if row.expanded {
+                self.expanded.push(*row);
+            }
+            for t in row.first..row.first + row.len {
+                words[first_item + t] = n_items as u32;
+                if row.expanded {
+                    continue;
+                }
+                let keys = row.kv_len - row.len + (t - row.first) + 1;
+                let len = split_len(keys);
+                if n_items + keys.div_ceil(len) > pass_from + self.pass_items {
+                    require(passes < PASSES_MAX, "begin_step", || {
+                        format!("more than {PASSES_MAX} passes of attend_latent; give fewer tokens a step")
+                    })?;
+                    words[HEADER + passes] = t as u32;
+                    (pass_from, passes) = (n_items, passes + 1);
+                }
+                for from in (0..keys).step_by(len) {
+                    words.extend([t, row.index, from, keys.min(from + len)].map(|n| n as u32));
+                    n_items += 1;
+                }
+            }
+        }
+        let n = state.n_tokens();
+        words[first_item + n] = n_items as u32;
+        words[HEADER + passes] = n as u32;
+        let tables_at = words.len();
+        let width = state.rows.iter().map(|row| row.kv_len.div_ceil(state.block_len)).max().unwrap_or(1);
+        for row in &state.rows {
+            words.extend_from_slice(&state.table(row.index)[..width]);
+        }
+        let counts = [n, state.rows.len(), state.outputs.len(), state.copies.len(), tables_at, width, passes];
+        for (word, count) in words.iter_mut().zip(counts) {
+            *word = count as u32;
+        }
+        (self.tokens, self.outputs, self.copies, self.passes) =
+            (n, state.outputs.len(), state.copies.len(), passes);
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        device.write(&self.memory, 0, &bytes)
+    }
+
+    fn at(&self, word: usize) -> Ptr {
+        D::address(&self.memory).offset(4 * word)
+    }
+
+    /// The counts: what kernels call `step`.
+    pub(crate) fn header(&self) -> Ptr {
+        self.at(0)
+    }
+
+    /// `[tokens]`
+    pub(crate) fn token_ids(&self) -> Ptr {
+        self.at(self.layout.tokens)
+    }
+
+    /// `[tokens]`
+    pub(crate) fn positions(&self) -> Ptr {
+        self.at(self.layout.positions)
+    }
+
+    /// `[tokens]`
+    pub(crate) fn slots(&self) -> Ptr {
+        self.at(self.layout.slots)
+    }
+
+    /// `[tokens]` index of the token's row; the top bit says that it takes attend_expanded
+    pub(crate) fn row_of(&self) -> Ptr {
+        self.at(self.layout.row_of)
+    }
+
+    /// `[outputs]`
+    pub(crate) fn output_tokens(&self) -> Ptr {
+        self.at(self.layout.outputs)
+    }
+
+    /// `[copies, 2]`
+    pub(crate) fn copy_pairs(&self) -> Ptr {
+        self.at(self.layout.copies)
+    }
+
+    /// `[tokens + 1]` first of a token's items
+    pub(crate) fn first_item(&self) -> Ptr {
+        self.at(self.layout.first_item)
+    }
+
+    /// `[items, 4]`: token, row, first key, end key
+    pub(crate) fn items(&self) -> Ptr {
+        self.at(self.layout.items)
+    }
+}

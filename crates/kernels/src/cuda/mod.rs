@@ -12,6 +12,8 @@ mod gemm;
 mod mla;
 mod prefill;
 mod rows;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod step;
 
 pub use device::{About, Device, Field, Kernel, Launch, ParamBytes, Params, Ptr};

@@ -1,0 +1,434 @@
+//! Runs the kernels' sources on the host, thread by thread, with checks that no GPU makes: how, `csrc/sim.h` says.
+
+use super::device::{About, Device, Field, Launch, Ptr};
+use crate::error::{KernelError, Result};
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+pub mod mutants;
+
+/// When asynchronous copies land: at once, when they are waited for, or at random in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Copies {
+    Eager,
+    Lazy,
+    Random,
+}
+
+/// Which threads, warps and blocks go first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    Up,
+    Down,
+    Random,
+}
+
+/// What the emulator chooses where a GPU is free to, and what it checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mode {
+    pub copies: Copies,
+    pub order: Order,
+    pub seed: u64,
+    /// Find accesses to shared memory that no barrier orders.
+    pub races: bool,
+    /// Refuse to read global memory that nobody has written.
+    pub unwritten: bool,
+    /// Count sectors of global memory and wavefronts of shared memory.
+    pub lanes: bool,
+}
+
+impl Mode {
+    /// One run, without the costlier checks: for whole models.
+    pub const FAST: Self = Self {
+        copies: Copies::Eager,
+        order: Order::Up,
+        seed: 0,
+        races: false,
+        unwritten: false,
+        lanes: false,
+    };
+
+    /// Each way for copies to land with each order, all checks on.
+    pub fn all() -> [Self; 9] {
+        let copies = [Copies::Eager, Copies::Lazy, Copies::Random];
+        let orders = [Order::Up, Order::Down, Order::Random];
+        std::array::from_fn(|i| Self {
+            copies: copies[i / 3],
+            order: orders[i % 3],
+            seed: 1 + i as u64,
+            races: true,
+            unwritten: true,
+            ..Self::FAST
+        })
+    }
+}
+
+/// What kernels have done since the last reset. Barriers and collectives are counted once a warp.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Of global memory.
+    pub loaded_bytes: u64,
+    pub stored_bytes: u64,
+    pub mma: u64,
+    /// `ldmatrix` reads 8 rows at once where no two lie in the same bank.
+    pub ldsm_wavefronts: u64,
+    pub ldsm_ideal: u64,
+    pub barriers: u64,
+    pub collectives: u64,
+    /// 32 bytes each, counted with [`Mode::lanes`] only, as are the fields below.
+    pub load_sectors: u64,
+    pub load_sectors_ideal: u64,
+    pub store_sectors: u64,
+    pub store_sectors_ideal: u64,
+    /// Of `lds_*` and `sts_*`.
+    pub shared_wavefronts: u64,
+    pub shared_ideal: u64,
+}
+
+/// A kernel as its source declares it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declared {
+    pub name: &'static str,
+    pub threads: u32,
+    /// Name and size of the parameter struct, and its fields.
+    pub params: &'static str,
+    pub params_bytes: usize,
+    pub fields: Vec<Field>,
+}
+
+// ---- the C interface of `csrc/sim_api.cpp`
+
+#[repr(C)]
+struct RawDevice {
+    _opaque: [u8; 0],
+}
+
+#[repr(C)]
+struct RawField {
+    name: *const c_char,
+    at: usize,
+    bytes: usize,
+}
+
+#[repr(C)]
+struct RawKernel {
+    name: *const c_char,
+    threads: u32,
+    run: *const c_void,
+    params: *const c_char,
+    params_bytes: usize,
+    fields: *const RawField,
+    n_fields: usize,
+    next: *const RawKernel,
+}
+
+#[repr(C)]
+struct RawLaunch {
+    kernel: *const RawKernel,
+    grid: [u32; 3],
+    shared_bytes: u32,
+    params: *const c_void,
+    params_bytes: u64,
+    copies: u32,
+    order: u32,
+    seed: u64,
+    races: bool,
+    unwritten: bool,
+    lanes: bool,
+}
+
+type LaunchFn = unsafe extern "C" fn(*mut RawDevice, *const RawLaunch) -> *const c_char;
+type KernelsFn = unsafe extern "C" fn(u64) -> *const RawKernel;
+
+unsafe extern "C" {
+    fn sim_open() -> *mut RawDevice;
+    fn sim_close(device: *mut RawDevice);
+    fn sim_alloc(device: *mut RawDevice, bytes: u64, fill: c_int) -> *mut c_void;
+    fn sim_free(device: *mut RawDevice, start: *mut c_void) -> bool;
+    fn sim_write(device: *mut RawDevice, to: *mut c_void, from: *const c_void, bytes: u64) -> *const c_char;
+    fn sim_read(device: *mut RawDevice, from: *const c_void, to: *mut c_void, bytes: u64) -> *const c_char;
+    fn sim_launch(device: *mut RawDevice, launch: *const RawLaunch) -> *const c_char;
+    fn sim_kernels(module: u64) -> *const RawKernel;
+    fn sim_counters(device: *const RawDevice, out: *mut Counters);
+    fn sim_counters_reset(device: *mut RawDevice);
+}
+
+// ---- kernels by name
+
+/// A compiled kernel and the emulator it was linked with.
+#[derive(Clone, Copy)]
+struct Entry {
+    kernel: &'static RawKernel,
+    launch: LaunchFn,
+}
+
+// SAFETY: kernels are described by constants that are never written.
+unsafe impl Send for Entry {}
+// SAFETY: as above.
+unsafe impl Sync for Entry {}
+
+type Table = HashMap<&'static str, Entry>;
+
+/// # Safety
+/// `text` is a string constant.
+unsafe fn constant(text: *const c_char) -> &'static str {
+    // SAFETY: the caller's promise.
+    unsafe { CStr::from_ptr(text) }.to_str().expect("names are ASCII")
+}
+
+/// All kernels of the modules that `kernels` lists.
+///
+/// # Safety
+/// Both functions belong to the same emulator and are never unloaded.
+unsafe fn table(kernels: KernelsFn, launch: LaunchFn) -> Table {
+    let mut table = Table::new();
+    // SAFETY: each module is a linked list of constants, null behind the last; so is the list of modules.
+    unsafe {
+        for module in 0.. {
+            let Some(mut kernel) = kernels(module).as_ref() else { break };
+            loop {
+                let name = constant(kernel.name);
+                assert!(table.insert(name, Entry { kernel, launch }).is_none(), "two kernels {name}");
+                let Some(next) = kernel.next.as_ref() else { break };
+                kernel = next;
+            }
+        }
+    }
+    table
+}
+
+fn built_in() -> &'static Table {
+    static TABLE: OnceLock<Table> = OnceLock::new();
+    // SAFETY: both are linked into this program.
+    TABLE.get_or_init(|| unsafe { table(sim_kernels, sim_launch) })
+}
+
+/// All kernels of `csrc`, by name.
+pub fn declared() -> Vec<Declared> {
+    let describe = |entry: &Entry| {
+        let RawKernel { threads, params_bytes, n_fields, .. } = *entry.kernel;
+        // SAFETY: constants of the module; `fields` has `n_fields` items.
+        let (name, params, fields) = unsafe {
+            let fields = std::slice::from_raw_parts(entry.kernel.fields, n_fields);
+            let fields = fields.iter().map(|f| (constant(f.name), f.at, f.bytes)).collect();
+            (constant(entry.kernel.name), constant(entry.kernel.params), fields)
+        };
+        Declared { name, threads, params, params_bytes, fields }
+    };
+    let mut all: Vec<Declared> = built_in().values().map(describe).collect();
+    all.sort_by_key(|d| d.name);
+    all
+}
+
+// ---- the device
+
+struct Handle {
+    device: *mut RawDevice,
+    mode: Mode,
+    /// Kernels that take the place of those of the same name.
+    replaced: Table,
+}
+
+// SAFETY: the device is used by one thread at a time (a mutex is around it) and keeps nothing of a thread.
+unsafe impl Send for Handle {}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        // SAFETY: opened by `Emulator::new`, closed once.
+        unsafe { sim_close(self.device) }
+    }
+}
+
+fn lock(handle: &Mutex<Handle>) -> MutexGuard<'_, Handle> {
+    handle.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device made of this host.
+pub struct Emulator {
+    handle: Arc<Mutex<Handle>>,
+    about: About,
+}
+
+/// Global memory of an emulated device.
+pub struct Memory {
+    handle: Arc<Mutex<Handle>>,
+    start: u64,
+    bytes: usize,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: allocated on this device, freed once.
+        let freed = unsafe { sim_free(lock(&self.handle).device, self.start as *mut c_void) };
+        debug_assert!(freed, "memory that the device does not know");
+    }
+}
+
+impl Emulator {
+    /// Looks like a device of compute capability `arch` (as `90`).
+    pub fn new(mode: Mode, arch: u32) -> Self {
+        // SAFETY: no argument; closed by the handle.
+        let device = unsafe { sim_open() };
+        let handle = Handle { device, mode, replaced: Table::new() };
+        let about = About {
+            name: "emulator".into(),
+            arch,
+            multiprocessors: 4,
+            shared_bytes_max: match arch {
+                90.. => 232_448,
+                80 | 87 => 166_912,
+                _ => 101_376,
+            },
+            memory_bytes: 1 << 36,
+        };
+        Self { handle: Arc::new(Mutex::new(handle)), about }
+    }
+
+    pub fn set_mode(&self, mode: Mode) {
+        lock(&self.handle).mode = mode;
+    }
+
+    pub fn counters(&self) -> Counters {
+        let mut counters = Counters::default();
+        // SAFETY: an open device, and a place for the counters.
+        unsafe { sim_counters(lock(&self.handle).device, &mut counters) };
+        counters
+    }
+
+    pub fn reset_counters(&self) {
+        // SAFETY: an open device.
+        unsafe { sim_counters_reset(lock(&self.handle).device) }
+    }
+
+    /// Memory whose bytes nobody has written: NaN as f32 and as bf16.
+    pub fn allocate_unwritten(&self, bytes: usize) -> Result<Memory> {
+        self.allocate_filled(bytes, 0xff, "a buffer")
+    }
+
+    fn allocate_filled(&self, bytes: usize, fill: c_int, what: &'static str) -> Result<Memory> {
+        // SAFETY: an open device.
+        let start = unsafe { sim_alloc(lock(&self.handle).device, bytes as u64, fill) } as u64;
+        if start == 0 {
+            return Err(KernelError::Memory { what, bytes });
+        }
+        Ok(Memory { handle: self.handle.clone(), start, bytes })
+    }
+
+    /// Runs one kernel by its name.
+    pub fn launch(
+        &self,
+        kernel: &str,
+        grid: [u32; 3],
+        shared_bytes: u32,
+        params: &[u8],
+    ) -> std::result::Result<(), String> {
+        let handle = lock(&self.handle);
+        let known = handle.replaced.get(kernel).or_else(|| built_in().get(kernel));
+        let entry = *known.ok_or_else(|| format!("no kernel {kernel} in csrc"))?;
+        let Mode { copies, order, seed, races, unwritten, lanes } = handle.mode;
+        let launch = RawLaunch {
+            kernel: entry.kernel,
+            grid,
+            shared_bytes,
+            params: params.as_ptr().cast(),
+            params_bytes: params.len() as u64,
+            copies: copies as u32,
+            order: order as u32,
+            seed,
+            races,
+            unwritten,
+            lanes,
+        };
+        // SAFETY: an open device that nobody else uses; what `launch` points to outlives the call, and the struct's
+        // size is compared there. Kernels reach memory through checked accesses only.
+        let error = unsafe { (entry.launch)(handle.device, &launch) };
+        // SAFETY: a text that lives until the next call.
+        unsafe { text(error) }.map_or(Ok(()), Err)
+    }
+
+    fn run_one(&self, launch: &Launch) -> std::result::Result<(), String> {
+        let kernel = launch.kernel;
+        let threads = built_in().get(kernel.name).map(|e| e.kernel.threads);
+        if threads.is_some_and(|t| t != kernel.threads) {
+            return Err(format!(
+                "{}: {} threads here, {threads:?} in its source",
+                kernel.name, kernel.threads
+            ));
+        }
+        if launch.shared_bytes > kernel.shared_bytes_max {
+            let (wanted, most) = (launch.shared_bytes, kernel.shared_bytes_max);
+            return Err(format!("{}: {wanted} bytes of shared memory, at most {most} promised", kernel.name));
+        }
+        self.launch(kernel.name, launch.grid, launch.shared_bytes, launch.params.as_slice())
+    }
+}
+
+/// # Safety
+/// `message` is null or a string that nobody changes meanwhile.
+unsafe fn text(message: *const c_char) -> Option<String> {
+    // SAFETY: the caller's promise.
+    (!message.is_null()).then(|| unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned())
+}
+
+fn checked(op: &'static str, done: std::result::Result<(), String>) -> Result<()> {
+    done.map_err(|what| KernelError::Device { op, what })
+}
+
+impl Device for Emulator {
+    type Memory = Memory;
+    type Graph = Vec<Launch>;
+
+    fn about(&self) -> &About {
+        &self.about
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        Ok(self.about.memory_bytes)
+    }
+
+    fn allocate(&self, bytes: usize, what: &'static str) -> Result<Memory> {
+        self.allocate_filled(bytes, 0, what)
+    }
+
+    fn address(memory: &Memory) -> Ptr {
+        Ptr(memory.start)
+    }
+
+    fn bytes(memory: &Memory) -> usize {
+        memory.bytes
+    }
+
+    fn write(&self, to: &Memory, at: usize, bytes: &[u8]) -> Result<()> {
+        let target = (to.start + at as u64) as *mut c_void;
+        // SAFETY: the range is checked there; `bytes` outlives the call.
+        let error = unsafe {
+            let device = lock(&self.handle).device;
+            text(sim_write(device, target, bytes.as_ptr().cast(), bytes.len() as u64))
+        };
+        checked("write", error.map_or(Ok(()), Err))
+    }
+
+    fn read(&self, from: &Memory, at: usize, out: &mut [u8]) -> Result<()> {
+        let source = (from.start + at as u64) as *const c_void;
+        // SAFETY: the range is checked there; `out` outlives the call.
+        let error = unsafe {
+            let device = lock(&self.handle).device;
+            text(sim_read(device, source, out.as_mut_ptr().cast(), out.len() as u64))
+        };
+        checked("read", error.map_or(Ok(()), Err))
+    }
+
+    fn run(&self, launches: &[Launch]) -> Result<()> {
+        launches.iter().try_for_each(|launch| checked("launch", self.run_one(launch)))
+    }
+
+    fn capture(&self, launches: &[Launch]) -> Result<Vec<Launch>> {
+        Ok(launches.to_vec())
+    }
+
+    fn replay(&self, graph: &Vec<Launch>) -> Result<()> {
+        self.run(graph)
+    }
+}

@@ -26,6 +26,9 @@ struct alignas(8) v2 {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define DEV __device__ __forceinline__
+// Last parameter and argument of a function whose caller the emulator should name, where it reports a mistake.
+#define AND_SITE
+#define AND_HERE
 #define PARAMS(P, FIELDS)                                                                                              \
     struct P {                                                                                                         \
         FIELDS(PARAMS_FIELD)                                                                                           \
@@ -329,8 +332,8 @@ DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memo
 
 // ---- the same on both sides
 
-DEV float shfl_xor(float x, int mask) { return bits_f(shfl_xor_u(f_bits(x), mask)); }
-DEV float shfl_idx(float x, int from) { return bits_f(shfl_idx_u(f_bits(x), from)); }
+DEV float shfl_xor(float x, int mask AND_SITE) { return bits_f(shfl_xor_u(f_bits(x), mask AND_HERE)); }
+DEV float shfl_idx(float x, int from AND_SITE) { return bits_f(shfl_idx_u(f_bits(x), from AND_HERE)); }
 DEV float bf16_lo(u32 pair) { return bits_f(pair << 16); }
 DEV float bf16_hi(u32 pair) { return bits_f(pair & 0xffff0000u); }
 DEV float bf16_f(u16 x) { return bits_f((u32)x << 16); }
@@ -343,11 +346,11 @@ DEV int div_up(int a, int b) { return (a + b - 1) / b; }
 DEV float exp_f(float x) { return ex2(x * 1.4426950408889634f); }
 DEV float silu(float x) { return x * rcp(1.0f + exp_f(-x)); }
 
-DEV float warp_sum(float x) {
-    for (int mask = 16; mask > 0; mask >>= 1) x += shfl_xor(x, mask);
+DEV float warp_sum(float x AND_SITE) {
+    for (int mask = 16; mask > 0; mask >>= 1) x += shfl_xor(x, mask AND_HERE);
     return x;
 }
-DEV float warp_max(float x) {
-    for (int mask = 16; mask > 0; mask >>= 1) x = max_f(x, shfl_xor(x, mask));
+DEV float warp_max(float x AND_SITE) {
+    for (int mask = 16; mask > 0; mask >>= 1) x = max_f(x, shfl_xor(x, mask AND_HERE));
     return x;
 }

@@ -32,7 +32,6 @@
 #define DEV static inline
 // The last argument of a wrapper that can fail: the line that calls it.
 #define SITE sim::Site site = {__builtin_FILE(), __builtin_LINE()}
-#define SITE_ONLY SITE
 #define AND_SITE , SITE
 #define AND_HERE , site
 

@@ -26,6 +26,8 @@ struct alignas(8) v2 {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define DEV __device__ __forceinline__
+// Whether this compilation is for sm_90 or later; kernels that need it stand in `#if SM90`.
+#define SM90 (__CUDA_ARCH__ >= 900)
 // Last parameter and argument of a function whose caller the emulator should name, where it reports a mistake.
 #define AND_SITE
 #define AND_HERE
@@ -281,17 +283,17 @@ DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 // ---- a kernel may start before the one in front has ended (sm_90): wait before touching what that one wrote
 
 DEV void grid_dep_wait() {
-#if __CUDA_ARCH__ >= 900
+#if SM90
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 DEV void grid_dep_launch() {
-#if __CUDA_ARCH__ >= 900
+#if SM90
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 
-#if __CUDA_ARCH__ >= 900
+#if SM90
 
 // ---- barriers in shared memory (8 bytes) and bulk copies that complete on them: sm_90
 

@@ -73,13 +73,21 @@ void Block::resume(int thread) {
     switch_context(from, lanes[thread].context);
 }
 
+bool Block::all_returned() const {
+    for (int w = 0; w < n_warps; w++)
+        if (warps[w].returned != ALL_LANES) return false;
+    return true;
+}
+
 void Block::yield(Order order) {
-    if (!ready) {
-        u32 stay = 0;
-        for (int w = 0; w < n_warps; w++) stay |= ~warps[w].returned;
-        if (stay) stuck();
-        Context done;
-        switch_context(done, host);
+    if (options.copies == Copies::Random && chance(4)) land_one_bulk_copy();
+    while (!ready) {
+        if (all_returned()) {
+            check_bulk_copies_ended();
+            Context done;
+            switch_context(done, host);
+        }
+        if (!land_one_bulk_copy()) stuck();
     }
     int w = running.tid >> 5; // a warp goes on until it has to wait, unless the order is random
     if (running.tid < 0 || order == Order::Random || !warps[w].runnable) w = choose(ready, order);
@@ -92,23 +100,25 @@ void give_way(Site site) {
     block->yield(Order::Random); // else the one that waits might go on alone for ever
 }
 
+static std::string at(Site site) { return std::string(base_name(site.file)) + ":" + std::to_string(site.line); }
+
+static std::string where_it_waits(const Warp &warp, int w) {
+    if (warp.returned == ALL_LANES) return "has returned";
+    if (warp.barrier >= 0) {
+        const Barrier &barrier = block->barriers[warp.barrier];
+        return "waits at barrier " + std::to_string(warp.barrier) + " (" + std::to_string(barrier.arrived) + " of " +
+               std::to_string(barrier.expected) + " threads have come), " + at(warp.site);
+    }
+    std::string text = waits_at_mbarriers(w);
+    if (!warp.arrived) return text;
+    char lanes[32];
+    snprintf(lanes, sizeof lanes, "lanes %08x", warp.arrived);
+    return text + lanes + " wait in " + warp.met->name + ", " + at(warp.site);
+}
+
 void Block::stuck() {
     std::string who;
-    for (int w = 0; w < n_warps; w++) {
-        Warp &warp = warps[w];
-        char line[256];
-        if (warp.returned == ALL_LANES) {
-            snprintf(line, sizeof line, "\n  warp %d has returned", w);
-        } else if (warp.barrier >= 0) {
-            Barrier &at = barriers[warp.barrier];
-            snprintf(line, sizeof line, "\n  warp %d waits at barrier %d (%d of %d threads have come), %s:%d", w,
-                     warp.barrier, at.arrived, at.expected, base_name(warp.site.file), warp.site.line);
-        } else {
-            snprintf(line, sizeof line, "\n  warp %d: lanes %08x wait in %s, %s:%d", w, warp.arrived, warp.met->name,
-                     base_name(warp.site.file), warp.site.line);
-        }
-        who += line;
-    }
+    for (int w = 0; w < n_warps; w++) who += "\n  warp " + std::to_string(w) + " " + where_it_waits(warps[w], w);
     fail({nullptr, 0}, "deadlock: nobody can go on%s", who.c_str());
 }
 
@@ -122,7 +132,8 @@ void Block::run(u32 threads) {
     for (u32 t = 0; t < threads; t++) {
         make_context(lanes[t].context, stacks[t]->memory, Stack::BYTES, fiber);
         lanes[t].copies.clear();
-        lanes[t].groups = 0;
+        lanes[t].groups = lanes[t].mbarrier = 0;
+        lanes[t].fenced = shadow.n_stores;
     }
     for (int w = 0; w < n_warps; w++) {
         warps[w].returned = warps[w].arrived = 0;
@@ -130,6 +141,8 @@ void Block::run(u32 threads) {
         set_runnable(warps[w], ALL_LANES);
     }
     memset(barriers, 0, sizeof barriers);
+    mbarriers.clear();
+    bulk_copies.clear();
     tally.clear();
     start_clocks(*this);
     running.tid = -1;
@@ -182,6 +195,7 @@ static void open_barrier(Barrier &barrier) {
         if (!(barrier.waiting >> w & 1)) continue;
         Warp &warp = block->warps[w];
         join(warp.clocks, barrier.clocks);
+        warp.synced = warp.clocks[w];
         warp.barrier = -1;
         block->set_runnable(warp, ALL_LANES);
     }
@@ -228,7 +242,7 @@ void bar_arrive(int id, int threads, Site site) {
     meet(ARRIVE, &call, site);
 }
 
-static void order_lanes(Warp &warp) { warp.clocks[warp_number(warp)]++; }
+static void order_lanes(Warp &warp) { warp.synced = ++warp.clocks[warp_number(warp)]; }
 
 static const Collective WARP_SYNC = {"warp_sync", order_lanes};
 

@@ -14,6 +14,10 @@
 // Copies (cp16). Eager: the bytes land at once, which shows a stage that is overwritten while it is read. Lazy: the
 // target is NaN until the thread waits, which shows a missing wait. Random: they land at some commit in between.
 //
+// Barriers in shared memory and bulk copies (sim_mbarrier). The engine that copies has a clock like a warp's; who waits
+// for the barrier learns it. Lazy: a copy lands when nobody else can go on. What threads have written themselves, the
+// engine may overwrite only after their `fence_async`.
+//
 // Races on shared memory (sim_races). Each warp has a vector clock, joined at barriers; each 2 bytes of shared memory
 // know who wrote them last and when each warp has read them. Two accesses by different warps, one of them a write, need a
 // barrier between; by different lanes of a warp, a barrier or `warp_sync`: other collectives order nothing. So a missing
@@ -30,12 +34,15 @@
 #include <cstring>
 
 #define DEV static inline
+#define SM90 1
 // The last argument of a wrapper that can fail: the line that calls it.
 #define SITE sim::Site site = {__builtin_FILE(), __builtin_LINE()}
 #define AND_SITE , SITE
 #define AND_HERE , site
 
 namespace sim {
+
+typedef long long i64;
 
 struct Site {
     const char *file;
@@ -155,6 +162,12 @@ void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, Site);
 void cp16(u32 to, const void *from, bool ok, Site);
 void cp_commit();
 void cp_wait(u32 groups, Site);
+void mbar_init(u32 mbar, u32 arrivals, Site);
+void mbar_fence();
+void mbar_arrive(u32 mbar, u32 bytes, bool expects, Site);
+void mbar_wait(u32 mbar, u32 parity, Site);
+void bulk16(u32 to, const void *from, u32 bytes, u32 mbar, Site);
+void fence_async();
 void give_way(Site); // to fibers that may change what this one is waiting for
 
 u32 nearest_bf16(float x);
@@ -323,3 +336,11 @@ DEV void mma_bf16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1, SITE) { sim:
 
 DEV void grid_dep_wait() {}
 DEV void grid_dep_launch() {}
+
+DEV void mbar_init(u32 mbar, u32 arrivals, SITE) { sim::mbar_init(mbar, arrivals, site); }
+DEV void mbar_fence() { sim::mbar_fence(); }
+DEV void mbar_expect(u32 mbar, u32 bytes, SITE) { sim::mbar_arrive(mbar, bytes, true, site); }
+DEV void mbar_arrive(u32 mbar, SITE) { sim::mbar_arrive(mbar, 0, false, site); }
+DEV void mbar_wait(u32 mbar, u32 parity, SITE) { sim::mbar_wait(mbar, parity, site); }
+DEV void bulk16(u32 to, const void *from, u32 bytes, u32 mbar, SITE) { sim::bulk16(to, from, bytes, mbar, site); }
+DEV void fence_async() { sim::fence_async(); }

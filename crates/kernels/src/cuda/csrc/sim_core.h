@@ -3,6 +3,7 @@
 
 #include "dev.h"
 
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -50,6 +51,9 @@ struct Lane {
     Context context;
     std::vector<Copy> copies; // in order of issue
     u32 groups;               // committed
+    u32 fenced;               // what it wrote to shared memory up to here, the engine may touch
+    u32 mbarrier, parity;     // where it waits, or 0
+    Site waits;
 };
 
 struct Warp;
@@ -60,8 +64,11 @@ struct Collective {
     void (*run)(Warp &);
 };
 
+// The engine that does bulk copies has a clock as warps have.
+constexpr int ENGINE = MAX_WARPS;
+
 // clocks[w]: how much of warp w's past is known.
-using Clocks = u32[MAX_WARPS];
+using Clocks = u32[MAX_WARPS + 1];
 
 struct Warp {
     u32 runnable; // lanes
@@ -71,6 +78,7 @@ struct Warp {
     Site site;         // where
     void *arguments[32]; // each lane's
     int barrier;       // where the warp waits, or -1
+    u32 synced;        // what lanes did before this time is known to the warp's other lanes
     Clocks clocks;
 };
 
@@ -80,6 +88,26 @@ struct Barrier {
     u32 waiting; // warps
     Site site;
     Clocks clocks;
+};
+
+// A barrier in shared memory (sim_mbarrier.cpp).
+struct Mbarrier {
+    u32 count, pending; // arrivals
+    i64 bytes;          // expected and not landed
+    u32 phase;          // phases that have ended
+    int thread;         // that made it
+    bool fenced;        // the engine may use it
+    bool expects;       // bytes, in this phase
+    bool unheeded;      // bytes landed in a phase whose end nobody has waited for
+    Site site;          // of its mbar_init
+    Clocks coming, known; // of those that have arrived, up to now and up to the last phase's end
+    std::vector<int> waiting; // threads
+};
+
+struct BulkCopy {
+    u32 to, bytes, mbarrier;
+    const void *from;
+    Site site;
 };
 
 enum class Copies { Eager, Lazy, Random };
@@ -95,8 +123,11 @@ struct Options {
 // blocks did is known to all.
 struct Shadow {
     std::vector<u64> writes;         // by cell
+    std::vector<u32> stores;         // by cell: the number of its last ordinary write, 0 if the engine's
+    u32 n_stores = 0;
     std::vector<u32> reads[MAX_WARPS]; // by warp and cell
     u32 newest = 0;                  // no clock is later
+    u32 engine = 0;                  // the engine's clock
 
     void open(u32 shared_bytes, int warps);
     void close(const Warp *, int warps);
@@ -134,6 +165,8 @@ struct Block {
     std::vector<Lane> lanes;
     Warp warps[MAX_WARPS];
     Barrier barriers[BARRIERS];
+    std::map<u32, Mbarrier> mbarriers; // by shared address
+    std::vector<BulkCopy> bulk_copies; // under way
     Shadow shadow;
     Tally tally;
     std::minstd_rand random;
@@ -153,6 +186,7 @@ struct Block {
   private:
     int choose(u32 set, Order);
     void resume(int thread);
+    bool all_returned() const;
     [[noreturn]] void stuck();
 };
 // The block that runs on this OS thread.
@@ -168,7 +202,16 @@ void start_clocks(Block &);
 void race_copy_begin(u32 at, u32 bytes, Site);
 void race_copy_end(u32 at, u32 bytes, Site);
 void race_read_by_warp(u32 at, u32 bytes, Site);
+void race_use(u32 at, u32 bytes, Site); // of what another thread has set up
+void race_bulk_begin(u32 at, u32 bytes, Site);
+void race_bulk_end(u32 at, u32 bytes);
 void join(Clocks &into, const Clocks &from);
+
+// ---- barriers in shared memory and bulk copies
+
+bool land_one_bulk_copy(); // false where none is under way
+void check_bulk_copies_ended();
+std::string waits_at_mbarriers(int warp);
 
 // ---- the device
 

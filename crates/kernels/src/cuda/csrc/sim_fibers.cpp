@@ -22,7 +22,7 @@ Stack::~Stack() {
 
 } // namespace sim
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SIM_UCONTEXT)
 
 // Saves what a call must keep (System V ABI) on the stack that is left, and takes it from the one that is entered.
 extern "C" __attribute__((visibility("hidden"))) void sim_switch_stack(void **leave, void *enter);

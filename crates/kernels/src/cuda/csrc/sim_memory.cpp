@@ -10,8 +10,11 @@ namespace sim {
 constexpr size_t ALIGN = 256;
 
 bool Allocation::marked(u64 at, u32 n) const {
-    for (u32 i = 0; i < n; i++)
-        if (!(written[(at + i) >> 3] >> ((at + i) & 7) & 1)) return false;
+    for (u64 i = at; i < at + n;) {
+        bool whole = i % 8 == 0 && at + n - i >= 8;
+        if (whole ? written[i >> 3] != 0xff : !(written[i >> 3] >> (i & 7) & 1)) return false;
+        i += whole ? 8 : 1;
+    }
     return true;
 }
 

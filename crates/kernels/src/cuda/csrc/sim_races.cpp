@@ -1,4 +1,4 @@
-// Who touched which shared memory, and whether a barrier lies between; copies that are under way.
+// Who touched which shared memory, and whether a barrier lies between.
 #include "sim_core.h"
 
 #include <algorithm>
@@ -29,7 +29,7 @@ struct Write {
 constexpr u32 CLOCK_MAX = 0xffffff; // 24 bits, also beside a lane in `reads`
 
 void join(Clocks &into, const Clocks &from) {
-    for (int w = 0; w < MAX_WARPS; w++) into[w] = std::max(into[w], from[w]);
+    for (int w = 0; w <= ENGINE; w++) into[w] = std::max(into[w], from[w]);
 }
 
 void Shadow::open(u32 shared_bytes, int warps) {
@@ -37,6 +37,7 @@ void Shadow::open(u32 shared_bytes, int warps) {
     bool full = newest > CLOCK_MAX / 2;
     if (full || writes.size() < cells) {
         writes.assign(cells, 0);
+        stores.assign(cells, 0);
         for (auto &of : reads) of.clear();
         newest = full ? 0 : newest;
     }
@@ -46,20 +47,23 @@ void Shadow::open(u32 shared_bytes, int warps) {
 
 void Shadow::close(const Warp *warps, int n) {
     for (int w = 0; w < n; w++) newest = std::max(newest, warps[w].clocks[w]);
+    newest = std::max(newest, engine);
 }
 
 void start_clocks(Block &b) {
     if (running.races) b.shadow.open(running.shared_bytes, b.n_warps);
     u32 known = b.shadow.newest;
+    b.shadow.engine = known;
     for (int w = 0; w < b.n_warps; w++) {
-        std::fill(b.warps[w].clocks, b.warps[w].clocks + MAX_WARPS, known);
-        b.warps[w].clocks[w] = known + 1;
+        std::fill(b.warps[w].clocks, b.warps[w].clocks + ENGINE + 1, known);
+        b.warps[w].synced = b.warps[w].clocks[w] = known + 1;
     }
 }
 
 // ---- accesses
 
 static std::string one(int warp, u32 lane) {
+    if (warp == ENGINE) return "a bulk copy";
     if (lane == EVERY_LANE) return "warp " + std::to_string(warp);
     if (lane == ATOMIC) return "an atomic of warp " + std::to_string(warp);
     return "warp " + std::to_string(warp) + ", lane " + std::to_string(lane);
@@ -70,13 +74,19 @@ struct Toucher {
     int warp;
     u32 lane;
     const Clocks &clocks;
+    u32 synced;
     u32 at;
     Site site;
 
     Toucher(u32 lane, u32 at, Site site)
-        : warp(block->warp_index()), lane(lane), clocks(block->warp_now().clocks), at(at), site(site) {}
+        : warp(block->warp_index()), lane(lane), clocks(block->warp_now().clocks), synced(block->warp_now().synced),
+          at(at), site(site) {}
 
     u32 now() const { return clocks[warp]; }
+    // Whether what that lane did at that time is known here.
+    bool knows(int of, u32 by, u32 clock) const {
+        return of == warp ? clock < synced || by == lane : clock <= clocks[of];
+    }
 
     void after_write(u64 bits, const char *doing) const {
         Write w = Write::from(bits);
@@ -84,8 +94,7 @@ struct Toucher {
             fail(site, "%s shared address %u, whose copy by %s (line %u) is under way", doing, at,
                  one(w.warp, w.lane).c_str(), w.line);
         if (lane == ATOMIC && w.lane == ATOMIC) return;
-        bool ordered = w.warp == warp ? w.clock != now() || w.lane == lane : w.clock <= clocks[w.warp];
-        if (!ordered)
+        if (!knows(w.warp, w.lane, w.clock))
             fail(site, "race: %s shared address %u, written by %s (line %u) with no barrier since", doing, at,
                  one(w.warp, w.lane).c_str(), w.line);
     }
@@ -95,8 +104,7 @@ struct Toucher {
             const u32 *reads = &block->shadow.reads[w][cell];
             for (u32 i = 0; i < n; i++) {
                 u32 clock = reads[i] >> 8, by = reads[i] & 0xff;
-                bool ordered = w == warp ? clock != now() || by == lane : clock <= clocks[w];
-                if (!ordered)
+                if (!knows(w, by, clock))
                     fail(site, "race: writes shared address %u, read by %s with no barrier since", at,
                          one(w, by).c_str());
             }
@@ -119,7 +127,7 @@ static void read_cells(u32 lane, u32 at, u32 bytes, Site site) {
     }
     u32 *reads = &block->shadow.reads[by.warp][cell];
     for (u32 i = 0; i < n; i++) {
-        bool others = reads[i] >> 8 == by.now() && (reads[i] & 0xff) != lane;
+        bool others = reads[i] >> 8 >= by.synced && (reads[i] & 0xff) != lane;
         reads[i] = by.now() << 8 | (others ? EVERY_LANE : lane);
     }
 }
@@ -136,6 +144,7 @@ static void write_cells(u32 lane, u32 at, u32 bytes, bool in_flight, const char 
         write = mine;
     }
     by.after_reads(cell, n);
+    std::fill_n(&block->shadow.stores[cell], n, ++block->shadow.n_stores);
 }
 
 void race_read(u32 at, u32 bytes, Site site) { read_cells(lane_index(), at, bytes, site); }
@@ -156,44 +165,33 @@ void race_copy_end(u32 at, u32 bytes, Site site) {
     std::fill_n(&block->shadow.writes[cell_of(at)], bytes / 2, landed);
 }
 
-// ---- cp16
-
-static void land(Copy &copy) {
-    if (!copy.landed) memcpy(running.shared + (copy.to - SHARED_BASE), copy.bytes, 16);
-    copy.landed = true;
+void race_use(u32 at, u32 bytes, Site site) {
+    Toucher by(lane_index(), at, site);
+    for (u32 i = 0; i < bytes / 2; i++) by.after_write(block->shadow.writes[cell_of(at) + i], "uses the barrier at");
 }
 
-void cp16(u32 to, const void *from, bool ok, Site site) {
-    u8 *target = shared_at(to, 16, site);
-    Copy copy = {to, block->lane_now().groups, false, site, {}};
-    if (ok) {
-        check_load(from, 16, site);
-        memcpy(copy.bytes, from, 16);
+// ---- bulk copies, which go past the path of ordinary writes
+
+void fence_async() { block->lane_now().fenced = block->shadow.n_stores; }
+
+void race_bulk_begin(u32 at, u32 bytes, Site site) {
+    Shadow &shadow = block->shadow;
+    u32 cell = cell_of(at), n = bytes / 2;
+    for (u32 i = 0; i < n; i++) {
+        Write w = Write::from(shadow.writes[cell + i]);
+        u32 store = shadow.stores[cell + i];
+        if (!store || w.in_flight || w.lane >= 32 || store <= block->lanes[32 * w.warp + w.lane].fenced) continue;
+        fail(site, "bulk copy to shared address %u, written by %s (line %u) with no fence_async since", at + 2 * i,
+             one(w.warp, w.lane).c_str(), w.line);
     }
-    if (running.races) race_copy_begin(to, 16, site);
-    Copies when = block->options.copies;
-    if (when == Copies::Eager || (when == Copies::Random && block->chance(3))) land(copy);
-    else memset(target, 0xff, 16);
-    block->lane_now().copies.push_back(copy);
+    write_cells(lane_index(), at, bytes, true, "bulk copies to", site);
+    std::fill_n(&shadow.stores[cell], n, 0);
 }
 
-void cp_commit() {
-    Lane &lane = block->lane_now();
-    lane.groups++;
-    if (block->options.copies != Copies::Random) return;
-    for (Copy &copy : lane.copies)
-        if (block->chance(3)) land(copy);
-}
-
-void cp_wait(u32 groups, Site) {
-    Lane &lane = block->lane_now();
-    auto waited = lane.copies.begin();
-    while (waited != lane.copies.end() && waited->group + groups < lane.groups) {
-        land(*waited);
-        if (running.races) race_copy_end(waited->to, 16, waited->site);
-        waited++;
-    }
-    lane.copies.erase(lane.copies.begin(), waited);
+void race_bulk_end(u32 at, u32 bytes) {
+    Shadow &shadow = block->shadow;
+    u64 landed = Write{shadow.engine, ENGINE, EVERY_LANE, false, 0}.bits();
+    std::fill_n(&shadow.writes[cell_of(at)], bytes / 2, landed);
 }
 
 } // namespace sim

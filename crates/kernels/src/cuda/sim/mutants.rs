@@ -20,13 +20,14 @@ pub struct Module {
 }
 
 /// # Panics
-/// unless `case` accepts the sources as they are and refuses each mutant: by an error, or by wrong numbers.
-pub fn all_are_found(mutants: &[Mutant], case: impl Fn(&dyn Fn(&mut Emulator)) -> Result<(), String>) {
-    case(&|_| ()).expect("the case passes without a mistake");
+/// unless `case` accepts the sources as they are and refuses each mutant, whose kernels it is given for
+/// [`Emulator::replace`]: by the emulator's error, or because numbers are wrong.
+pub fn all_are_found(mutants: &[Mutant], case: impl Fn(Option<&Module>) -> Result<(), String>) {
+    case(None).expect("the case passes without a mistake");
     let mut escaped = Vec::new();
     for mutant in mutants {
         let module = Module::compile(mutant).unwrap_or_else(|e| panic!("{mutant:?}: {e}"));
-        match case(&|emulator| emulator.replace(&module)) {
+        match case(Some(&module)) {
             Ok(()) => escaped.push(mutant),
             Err(how) => println!("{} -> {}\n    found: {how}", mutant.from, mutant.to),
         }
@@ -44,30 +45,38 @@ impl Emulator {
 impl Module {
     /// Compiles the mutated source to a library and loads it, for as long as the program runs.
     pub fn compile(mutant: &Mutant) -> Result<Self, String> {
-        let csrc = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/csrc");
-        let source = csrc.join(mutant.file);
+        let source = csrc().join(mutant.file);
         let text = std::fs::read_to_string(&source).map_err(|e| format!("{}: {e}", source.display()))?;
         let places = text.matches(mutant.from).count();
         if places != 1 {
             return Err(format!("{places} places read so, not one"));
         }
-        Self::load(&csrc, &text.replace(mutant.from, mutant.to))
+        Self::load(mutant.file, &text.replace(mutant.from, mutant.to))
     }
 
-    fn load(csrc: &Path, text: &str) -> Result<Self, String> {
+    /// Compiles and loads kernels that are not part of `csrc`.
+    pub fn of_source(source: &Path) -> Result<Self, String> {
+        let text = std::fs::read_to_string(source).map_err(|e| format!("{}: {e}", source.display()))?;
+        let name = source.file_name().and_then(|n| n.to_str()).ok_or("a source without a name")?;
+        Self::load(name, &text)
+    }
+
+    /// `name` is the file's in messages.
+    fn load(name: &str, text: &str) -> Result<Self, String> {
         let scratch = Scratch::new()?;
         let file = |name: &str| scratch.0.join(name);
         let write = |name: &str, text: &str| {
             std::fs::write(file(name), text).map_err(|e| format!("{}: {e}", file(name).display()))
         };
-        write("mutant.cpp", text)?;
+        write(name, text)?;
         write("modules.cpp", MODULES)?;
         let compiled = Command::new(env!("SIM_CXX"))
             .args(env!("SIM_FLAGS").split_whitespace())
             .args(["-w", "-shared", "-Wl,-Bsymbolic", "-DSIM_MODULE=sim_module_mutant", "-I"])
-            .arg(csrc)
-            .args([file("mutant.cpp"), file("modules.cpp")])
-            .arg("-Wl,--whole-archive")
+            .arg(csrc())
+            .args(["-x", "c++"])
+            .args([file(name), file("modules.cpp")])
+            .args(["-x", "none", "-Wl,--whole-archive"])
             .arg(Path::new(env!("SIM_LIBRARIES")).join("libstrait_sim_core.a"))
             .arg("-Wl,--no-whole-archive")
             .arg("-o")
@@ -79,6 +88,10 @@ impl Module {
         }
         open(&file("mutant.so"))
     }
+}
+
+fn csrc() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/csrc")
 }
 
 const MODULES: &str = r#"

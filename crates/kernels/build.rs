@@ -1,8 +1,12 @@
 //! Compiles what is not Rust. Feature `sim`: the kernels' sources and the emulator that runs them on the host, by a C++
-//! compiler (`$CXX`, else `g++`); without it nothing is compiled here. `SIM_SKIP=gemm,rows` leaves out files that do not
-//! compile yet.
+//! compiler (`$CXX`, else `g++`). Feature `cuda-aot`: the same sources for GPUs, by nvcc. Without them nothing is compiled
+//! here. `SIM_SKIP=gemm,rows` leaves out files that do not compile yet.
+
+#[path = "build/cubins.rs"]
+mod cubins;
 
 use std::env;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,12 +18,38 @@ const SOURCES: &str = "src/cuda/csrc";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build");
+    println!("cargo::rerun-if-changed={SOURCES}");
+    list_sources();
     if env::var_os("CARGO_FEATURE_SIM").is_some() {
-        println!("cargo::rerun-if-changed={SOURCES}");
         println!("cargo::rerun-if-env-changed=CXX");
         println!("cargo::rerun-if-env-changed=SIM_SKIP");
         emulator::build();
     }
+    if env::var_os("CARGO_FEATURE_CUDA_AOT").is_some() {
+        for variable in ["NVCC", "CUDA_HOME", "PATH"] {
+            println!("cargo::rerun-if-env-changed={variable}");
+        }
+        cubins::build();
+    }
+}
+
+/// `sources.rs`: the text of each kernels' file, and of each header that they may include, as `(name, text)`.
+fn list_sources() {
+    let mut code = String::new();
+    for (list, extension) in [("MODULES", "cu"), ("HEADERS", "h")] {
+        let mut paths = sources(extension);
+        paths.retain(|path| !stem(path).starts_with("sim"));
+        writeln!(code, "pub(super) const {list}: &[Source] = &[").expect("a string grows");
+        for path in paths {
+            let name = if extension == "h" { format!("{}.h", stem(&path)) } else { stem(&path).into() };
+            writeln!(code, "    Source {{ name: {name:?}, text: include_str!({path:?}) }},")
+                .expect("a string grows");
+        }
+        code.push_str("];\n");
+    }
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("set by cargo"));
+    fs::write(out.join("sources.rs"), code).expect("a writable OUT_DIR");
 }
 
 /// Absolute paths of the sources with this extension, in order.
@@ -82,7 +112,7 @@ mod emulator {
             })
             .collect();
         kernels.push(unit(list_modules(&kernels, &out), None));
-        compile(&compiler, core.iter().chain(&kernels).collect());
+        compile(&compiler, &out, core.iter().chain(&kernels).collect());
         archive(&out.join("libstrait_sim_kernels.a"), &kernels);
         archive(&out.join("libstrait_sim_core.a"), &core);
         println!("cargo::rustc-link-search=native={}", out.display());
@@ -108,20 +138,24 @@ mod emulator {
             names.len()
         );
         let path = out.join("sim_modules.cpp");
-        if fs::read_to_string(&path).ok().as_ref() != Some(&text) {
-            fs::write(&path, text).expect("a writable OUT_DIR");
-        }
+        write_if_new(&path, &text);
         path
     }
 
+    /// Keeps the file's time where nothing changes.
+    fn write_if_new(path: &Path, text: &str) {
+        if fs::read_to_string(path).ok().as_deref() != Some(text) {
+            fs::write(path, text).expect("a writable OUT_DIR");
+        }
+    }
+
     /// Those that are older than what they are made of, as many at a time as cargo allows.
-    fn compile(compiler: &str, units: Vec<&Unit>) {
-        let headers = sources("h").iter().filter_map(|h| modified(h)).max();
-        let script = env::current_exe().ok().and_then(|p| modified(&p));
-        let stale: Vec<&Unit> = units
-            .into_iter()
-            .filter(|u| modified(&u.object) <= modified(&u.source).max(headers).max(script))
-            .collect();
+    fn compile(compiler: &str, out: &Path, units: Vec<&Unit>) {
+        let command = out.join("sim_command.txt");
+        write_if_new(&command, &format!("{compiler} {FLAGS}"));
+        let shared = sources("h").iter().chain([&command]).filter_map(|p| modified(p)).max();
+        let stale: Vec<&Unit> =
+            units.into_iter().filter(|u| modified(&u.object) <= modified(&u.source).max(shared)).collect();
         let jobs = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
         let next = AtomicUsize::new(0);
         thread::scope(|scope| {

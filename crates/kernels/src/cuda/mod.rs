@@ -7,8 +7,10 @@
 //! Activations are f32; they are rounded to bf16 where they meet bf16 weights, as on the CPU. A token's numbers do not
 //! depend on its neighbours: the order of each sum is fixed by the weight's shape and the token's position.
 
+mod compile;
 mod device;
 mod gemm;
+mod gpu;
 mod mla;
 mod prefill;
 mod rows;
@@ -16,7 +18,11 @@ mod rows;
 pub mod sim;
 mod step;
 
+pub use compile::{
+    Code, CodePaths, Holdings, NoCode, Origin, Version, can_make_code, code, holdings, nvrtc_version,
+};
 pub use device::{About, Device, Field, Kernel, Launch, ParamBytes, Params, Ptr};
+pub use gpu::{Driver, Gpu, Graph, Memory, NoGpu, driver, is_supported};
 
 use crate::backend::{Backend, MlaDims, Rope, Workspace};
 use crate::dtype::Precision;

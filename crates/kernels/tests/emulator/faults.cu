@@ -114,6 +114,17 @@ FAULT(global_write_past_end) { stg_u(out(p, 4096), 1); }
 FAULT(global_before_begin) { stg_u(out(p, tid()), ldg_u(in(p, -1))); }
 FAULT(global_misaligned) { stg_v2(out(p, 2 * tid() + 1), v2{1, 2}); }
 FAULT(global_null) { stg_u(out(p, tid()), ldg_u(nullptr)); }
+FAULT(blocks_write_the_same) { stg_u(out(p, tid()), (u32)cta_x()); }
+FAULT(block_reads_anothers) {
+    stg_u(out(p, 64 * cta_x() + tid()), 1);
+    ldg_u(out(p, 64 * (1 - cta_x()) + tid()));
+}
+FAULT(block_copies_anothers) {
+    stg_v4(out(p, 256 * cta_x() + 4 * tid()), v4{1, 2, 3, 4});
+    cp16(mine(), out(p, 256 * (1 - cta_x()) + 4 * tid()), true);
+    cp_commit();
+    cp_wait<0>();
+}
 FAULT(copy_past_end) {
     cp16(mine(), in(p, p.n - 2), true);
     cp_commit();

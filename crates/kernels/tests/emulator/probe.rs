@@ -49,7 +49,7 @@ impl<'a> Probe<'a> {
     }
 }
 
-fn params(input: Ptr, out: Ptr, n: i32) -> Vec<u8> {
+pub(crate) fn params(input: Ptr, out: Ptr, n: i32) -> Vec<u8> {
     [&input.0.to_ne_bytes()[..], &out.0.to_ne_bytes(), &n.to_ne_bytes(), &[0; 4]].concat()
 }
 

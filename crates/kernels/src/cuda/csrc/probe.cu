@@ -82,6 +82,10 @@ KERNEL(THREADS, 1, smxx_u32_probe_global, ProbeP) {
     for (int i = 11; i < 16; i++) stg_u(out + i, (u32)i);
 }
 
+KERNEL(THREADS, 1, smxx_u32_probe_reverse, ProbeP) {
+    stg_u(words_out(p), ldg_u((const u32 *)p.in + THREADS * cta_x() + THREADS - 1 - tid()));
+}
+
 // out: [ticket of each thread, then: tickets given, lock, shared tickets given]
 KERNEL(THREADS, 1, smxx_u32_probe_atomics, ProbeP) {
     u32 *tickets = (u32 *)p.out + THREADS;

@@ -23,6 +23,9 @@
 // barrier between; by different lanes of a warp, a barrier or `warp_sync`: other collectives order nothing. So a missing
 // barrier is found whatever the order of the run, also where the numbers come out right.
 //
+// Races on global memory: what a block has written, no other block of the launch may read or write, unless by atomics or
+// after it has acquired something. (Read first and written then, in one order, is the other way round in another.)
+//
 // Memory. Shared memory is NaN (0xFF) before each block; offsets begin at 1024, so that one without `smem_base()` shows.
 // Each access of shared and global memory is checked for range and alignment (sim_memory).
 //
@@ -54,7 +57,8 @@ constexpr u32 PAGE_HINTS = 256;
 
 struct Allocation {
     u64 start, bytes;
-    u8 *written; // a bit a byte
+    u8 *written;  // a bit a byte
+    u32 *writers; // by byte: the block that wrote it last, as a number that grows from launch to launch; or null
 
     void mark(u64 at, u32 n) {
         u8 *bits = written + (at >> 3);
@@ -80,6 +84,8 @@ struct Running {
     bool lanes;       // count sectors and bank conflicts
     u8 *shared;
     u32 shared_bytes;
+    u32 first_block, this_block; // numbers of the launch's first block and of this one
+    bool acquired;               // this block has looked at what others released, and may read more of theirs
     Allocation *const *hints; // by address: the allocation met there last
     Counters *counters;
 };
@@ -88,6 +94,8 @@ extern __thread Running running;
 [[noreturn]] void bad_shared(u32 at, u32 bytes, Site);
 Allocation *find_global(u64 at, u32 bytes, Site); // fails where there is none
 [[noreturn]] void bad_global(u64 at, u32 bytes, const char *fault, Site);
+void read_of_block(Allocation *, u64 at, u32 bytes, Site); // checks that no other block of the launch writes there
+void write_of_block(Allocation *, u64 at, u32 bytes, bool shared, Site);
 void race_read(u32 at, u32 bytes, Site);
 void race_write(u32 at, u32 bytes, Site);
 void race_atomic(u32 at, u32 bytes, Site);
@@ -129,13 +137,16 @@ inline void check_load(const void *p, u32 bytes, Site site) {
     Allocation *in = global_at(p, bytes, site);
     running.counters->loaded_bytes += bytes;
     if (running.unwritten && !in->marked((u64)p - in->start, bytes)) bad_global((u64)p, bytes, "never written", site);
+    if (running.races) read_of_block(in, (u64)p - in->start, bytes, site);
     if (running.lanes) note_lane(Access::GlobalLoad, (u64)p, bytes, site);
 }
 
-inline void check_store(void *p, u32 bytes, Site site) {
+// `shared`: in a way that other blocks may too.
+inline void check_store(void *p, u32 bytes, bool shared, Site site) {
     Allocation *in = global_at(p, bytes, site);
     running.counters->stored_bytes += bytes;
     in->mark((u64)p - in->start, bytes);
+    if (running.races) write_of_block(in, (u64)p - in->start, bytes, shared, site);
     if (running.lanes) note_lane(Access::GlobalStore, (u64)p, bytes, site);
 }
 
@@ -146,8 +157,8 @@ template <class T> T load_global(const void *p, Site site) {
     return x;
 }
 
-template <class T> void store_global(void *p, T x, Site site) {
-    check_store(p, sizeof(T), site);
+template <class T> void store_global(void *p, T x, Site site, bool shared = false) {
+    check_store(p, sizeof(T), shared, site);
     memcpy(p, &x, sizeof(T));
 }
 
@@ -309,22 +320,25 @@ DEV void stg_f(void *p, float x, SITE) { sim::store_global(p, x, site); }
 DEV void stg_v2(void *p, v2 x, SITE) { sim::store_global(p, x, site); }
 DEV void stg_v4(void *p, v4 x, SITE) { sim::store_global(p, x, site); }
 DEV u32 atom_add(void *p, u32 x, SITE) {
+    sim::running.acquired = true;
     u32 old = sim::load_global<u32>(p, site);
-    sim::store_global(p, old + x, site);
+    sim::store_global(p, old + x, site, true);
     return old;
 }
 DEV u32 atom_cas(void *p, u32 expected, u32 x, SITE) {
     sim::give_way(site);
+    sim::running.acquired = true;
     u32 old = sim::load_global<u32>(p, site);
-    if (old == expected) sim::store_global(p, x, site);
+    if (old == expected) sim::store_global(p, x, site, true);
     return old;
 }
 DEV void fence_gpu() {}
 DEV u32 ld_acquire(const void *p, SITE) {
     sim::give_way(site);
+    sim::running.acquired = true;
     return sim::load_global<u32>(p, site);
 }
-DEV void st_release(void *p, u32 x, SITE) { sim::store_global(p, x, site); }
+DEV void st_release(void *p, u32 x, SITE) { sim::store_global(p, x, site, true); }
 
 DEV void cp16(u32 to, const void *from, bool ok, SITE) { sim::cp16(to, from, ok, site); }
 DEV void cp_commit() { sim::cp_commit(); }

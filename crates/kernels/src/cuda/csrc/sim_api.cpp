@@ -64,7 +64,8 @@ static std::string refusal(const SimLaunch &launch) {
         return std::to_string(launch.params_bytes) + " bytes of parameters, expected " +
                std::to_string(kernel.params_bytes) + " of " + kernel.params;
     const u32 *grid = launch.grid;
-    if (!grid[0] || !grid[1] || !grid[2] || grid[0] > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
+    u64 blocks = (u64)grid[0] * grid[1] * grid[2];
+    if (!blocks || blocks > 0x7fffffff || grid[1] > 65535 || grid[2] > 65535)
         return "a grid of " + std::to_string(grid[0]) + " x " + std::to_string(grid[1]) + " x " + std::to_string(grid[2]);
     return "";
 }
@@ -82,8 +83,20 @@ static void run_block(Device *device, const SimLaunch &launch, u64 index) {
     running.block[0] = (int)(index % grid[0]);
     running.block[1] = (int)(index / grid[0] % grid[1]);
     running.block[2] = (int)(index / grid[0] / grid[1]);
+    running.this_block = running.first_block + (u32)index;
+    running.acquired = false;
     memset(running.shared, 0xff, launch.shared_bytes);
     device->block.run(launch.kernel->threads);
+}
+
+// Gives the launch's blocks numbers that no earlier launch has had.
+static void number_blocks(Device *device, u64 n) {
+    if (device->blocks + n > 0xfffffffeu) {
+        device->blocks = 0;
+        for (auto &mapping : device->mappings) std::fill(mapping->writers.begin(), mapping->writers.end(), 0);
+    }
+    running.first_block = device->blocks + 1;
+    device->blocks += (u32)n;
 }
 
 API const char *sim_launch(Device *device, const SimLaunch *launch) {
@@ -104,6 +117,7 @@ API const char *sim_launch(Device *device, const SimLaunch *launch) {
     running.shared_bytes = launch->shared_bytes;
     running.hints = device->hints;
     running.counters = &device->counters;
+    number_blocks(device, (u64)launch->grid[0] * launch->grid[1] * launch->grid[2]);
     block = &runs;
     for (u64 index : block_order(*launch, runs.random)) {
         run_block(device, *launch, index);

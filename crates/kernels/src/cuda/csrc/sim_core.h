@@ -219,6 +219,7 @@ struct Mapping {
     u8 *base;
     size_t bytes;
     std::vector<u8> written;
+    std::vector<u32> writers; // while races are looked for
     Allocation allocation;
 };
 
@@ -226,6 +227,7 @@ struct Device {
     std::vector<std::unique_ptr<Mapping>> mappings; // by address
     Allocation *hints[PAGE_HINTS] = {};
     Counters counters = {};
+    u32 blocks = 0; // run so far
     std::vector<u8> shared;
     Block block{*this};
     std::string error;

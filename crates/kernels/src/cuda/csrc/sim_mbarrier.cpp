@@ -133,6 +133,7 @@ static void check_source(const void *from, u32 bytes, Site site) {
     u64 offset = (u64)from - in->start;
     if (in->bytes - offset < bytes) bad_global((u64)from + bytes - 16, 16, "out of range", site);
     if (running.unwritten && !in->marked(offset, bytes)) bad_global((u64)from, bytes, "never written", site);
+    if (running.races) read_of_block(in, offset, bytes, site);
     running.counters->loaded_bytes += bytes;
 }
 

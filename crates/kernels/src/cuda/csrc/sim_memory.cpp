@@ -37,7 +37,7 @@ void *Device::allocate(size_t bytes, int fill) {
     mprotect(made->base + pages, page, PROT_NONE);
     u8 *start = made->base + pages - room;
     made->written.assign(bytes / 8 + 2, fill == 0 ? 0xff : 0); // zeros are a promise, other fillings are not
-    made->allocation = {(u64)start, bytes, made->written.data()};
+    made->allocation = {(u64)start, bytes, made->written.data(), nullptr};
     if (fill) memset(start, fill, bytes);
     auto after = std::find_if(mappings.begin(), mappings.end(), [&](auto &m) { return m->base > made->base; });
     mappings.insert(after, std::move(made));
@@ -74,6 +74,31 @@ Allocation *find_global(u64 at, u32 bytes, Site site) {
     if (offset >= in.bytes || in.bytes - offset < bytes) bad_global(at, bytes, "out of range", site);
     block->device.hints[(at >> 12) % PAGE_HINTS] = &in;
     return &in;
+}
+
+// ---- blocks that touch the same memory
+
+static void check_owner(const Allocation &in, u64 at, u32 bytes, const char *doing, Site site) {
+    for (u64 i = at; i < at + bytes; i++) {
+        u32 writer = in.writers[i];
+        if (writer < running.first_block || writer == running.this_block) continue;
+        fail(site, "race: %s byte %llu of an allocation of %llu bytes, which another block of this launch writes (number %u)",
+             doing, i, in.bytes, writer - running.first_block);
+    }
+}
+
+void read_of_block(Allocation *in, u64 at, u32 bytes, Site site) {
+    if (in->writers && !running.acquired) check_owner(*in, at, bytes, "reads", site);
+}
+
+void write_of_block(Allocation *in, u64 at, u32 bytes, bool shared, Site site) {
+    if (!in->writers) {
+        Mapping &mapping = *block->device.find(in->start);
+        mapping.writers.assign(in->bytes, 0);
+        in->writers = mapping.writers.data();
+    }
+    if (!shared && !running.acquired) check_owner(*in, at, bytes, "writes", site);
+    std::fill_n(in->writers + at, bytes, shared ? 0 : running.this_block);
 }
 
 void bad_global(u64 at, u32 bytes, const char *fault, Site site) {

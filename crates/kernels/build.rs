@@ -124,18 +124,17 @@ mod emulator {
         println!("cargo::rustc-env=SIM_LIBRARIES={}", out.display());
     }
 
+    /// The twin of `MODULES` in `src/cuda/sim/mutants.rs`.
     fn list_modules(kernels: &[Unit], out: &Path) -> PathBuf {
-        let names: Vec<&str> = kernels.iter().filter_map(|k| k.module.as_deref()).collect();
-        let declared: String = names.iter().map(|n| format!("const sim::Kernel *{n}();\n")).collect();
+        let (mut functions, mut modules) = (String::new(), String::new());
+        for unit in kernels {
+            let (file, list) = (stem(&unit.source), unit.module.as_deref().expect("a kernels' file"));
+            functions += &format!("extern \"C\" const sim::Kernel *{list}();\n");
+            modules += &format!("    {{\"{file}\", {list}}},\n");
+        }
         let text = format!(
-            "namespace sim {{ struct Kernel; }}\n\
-             extern \"C\" {{\n\
-             {declared}\
-             extern const sim::Kernel *(*const sim_modules[])() = {{{}}};\n\
-             extern const unsigned long long sim_module_count = {};\n\
-             }}\n",
-            names.join(", "),
-            names.len()
+            "#include \"dev.h\"\n{functions}\
+             extern const sim::Module sim::modules[] = {{\n{modules}    {{nullptr, nullptr}}\n}};\n"
         );
         let path = out.join("sim_modules.cpp");
         write_if_new(&path, &text);

@@ -166,6 +166,13 @@ macro_rules! params {
                 bytes
             }
         }
+
+        #[cfg(all(test, feature = "sim"))]
+        #[test]
+        #[allow(non_snake_case)]
+        fn $name() {
+            $crate::cuda::sim::assert_twin::<$name>();
+        }
     )*};
 }
 

@@ -1,6 +1,6 @@
 //! Runs the kernels' sources on the host, thread by thread, with checks that no GPU makes: how, `csrc/sim.h` says.
 
-use super::device::{About, Device, Field, Launch, Ptr};
+use super::device::{About, Device, Field, Kernel, Launch, Ptr};
 use crate::error::{KernelError, Result};
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -90,6 +90,8 @@ pub struct Counters {
 /// A kernel as its source declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Declared {
+    /// `csrc/{file}.cu`
+    pub file: &'static str,
     pub name: &'static str,
     pub threads: u32,
     /// Name and size of the parameter struct, and its fields.
@@ -124,6 +126,13 @@ struct RawKernel {
     next: *const RawKernel,
 }
 
+/// A file; the last of a list has no name.
+#[repr(C)]
+struct RawModule {
+    file: *const c_char,
+    kernels: Option<unsafe extern "C" fn() -> *const RawKernel>,
+}
+
 #[repr(C)]
 struct RawLaunch {
     kernel: *const RawKernel,
@@ -140,7 +149,7 @@ struct RawLaunch {
 }
 
 type LaunchFn = unsafe extern "C" fn(*mut RawDevice, *const RawLaunch) -> *const c_char;
-type KernelsFn = unsafe extern "C" fn(u64) -> *const RawKernel;
+type ModulesFn = unsafe extern "C" fn() -> *const RawModule;
 
 unsafe extern "C" {
     fn sim_open() -> *mut RawDevice;
@@ -150,7 +159,7 @@ unsafe extern "C" {
     fn sim_write(device: *mut RawDevice, to: *mut c_void, from: *const c_void, bytes: u64) -> *const c_char;
     fn sim_read(device: *mut RawDevice, from: *const c_void, to: *mut c_void, bytes: u64) -> *const c_char;
     fn sim_launch(device: *mut RawDevice, launch: *const RawLaunch) -> *const c_char;
-    fn sim_kernels(module: u64) -> *const RawKernel;
+    fn sim_modules() -> *const RawModule;
     fn sim_counters(device: *const RawDevice, out: *mut Counters);
     fn sim_counters_reset(device: *mut RawDevice);
 }
@@ -160,6 +169,8 @@ unsafe extern "C" {
 /// A compiled kernel and the emulator it was linked with.
 #[derive(Clone, Copy)]
 struct Entry {
+    /// Without `.cu`.
+    file: &'static str,
     kernel: &'static RawKernel,
     launch: LaunchFn,
 }
@@ -178,22 +189,25 @@ unsafe fn constant(text: *const c_char) -> &'static str {
     unsafe { CStr::from_ptr(text) }.to_str().expect("names are ASCII")
 }
 
-/// All kernels of the modules that `kernels` lists.
+/// All kernels of the modules that `modules` lists.
 ///
 /// # Safety
 /// Both functions belong to the same emulator and are never unloaded.
-unsafe fn table(kernels: KernelsFn, launch: LaunchFn) -> Table {
+unsafe fn table(modules: ModulesFn, launch: LaunchFn) -> Table {
     let mut table = Table::new();
-    // SAFETY: each module is a linked list of constants, null behind the last; so is the list of modules.
+    // SAFETY: constants all: an array of modules that ends with one without a function, and a linked list of kernels each.
     unsafe {
-        for module in 0.. {
-            let Some(mut kernel) = kernels(module).as_ref() else { break };
-            loop {
+        let mut module = modules();
+        while let Some(kernels) = (*module).kernels {
+            let file = constant((*module).file);
+            let mut next = kernels().as_ref();
+            while let Some(kernel) = next {
                 let name = constant(kernel.name);
-                assert!(table.insert(name, Entry { kernel, launch }).is_none(), "two kernels {name}");
-                let Some(next) = kernel.next.as_ref() else { break };
-                kernel = next;
+                let known = table.insert(name, Entry { file, kernel, launch });
+                assert!(known.is_none(), "two kernels {name}");
+                next = kernel.next.as_ref();
             }
+            module = module.add(1);
         }
     }
     table
@@ -202,7 +216,7 @@ unsafe fn table(kernels: KernelsFn, launch: LaunchFn) -> Table {
 fn built_in() -> &'static Table {
     static TABLE: OnceLock<Table> = OnceLock::new();
     // SAFETY: both are linked into this program.
-    TABLE.get_or_init(|| unsafe { table(sim_kernels, sim_launch) })
+    TABLE.get_or_init(|| unsafe { table(sim_modules, sim_launch) })
 }
 
 /// All kernels of `csrc`, by name.
@@ -215,7 +229,7 @@ pub fn declared() -> Vec<Declared> {
             let fields = fields.iter().map(|f| (constant(f.name), f.at, f.bytes)).collect();
             (constant(entry.kernel.name), constant(entry.kernel.params), fields)
         };
-        Declared { name, threads, params, params_bytes, fields }
+        Declared { file: entry.file, name, threads, params, params_bytes, fields }
     };
     let mut all: Vec<Declared> = built_in().values().map(describe).collect();
     all.sort_by_key(|d| d.name);
@@ -348,21 +362,45 @@ impl Emulator {
         unsafe { text(error) }.map_or(Ok(()), Err)
     }
 
+    /// As a GPU would: what is promised of the kernel is held against its source.
     fn run_one(&self, launch: &Launch) -> std::result::Result<(), String> {
-        let kernel = launch.kernel;
-        let threads = built_in().get(kernel.name).map(|e| e.kernel.threads);
-        if threads.is_some_and(|t| t != kernel.threads) {
+        let Kernel { name, file, threads, shared_bytes_max } = *launch.kernel;
+        if let Some(entry) = built_in().get(name)
+            && (entry.file, entry.kernel.threads) != (file, threads)
+        {
+            let (is_in, has) = (entry.file, entry.kernel.threads);
+            return Err(format!("{name}: {threads} threads in {file}.cu here, but {has} in {is_in}.cu"));
+        }
+        if launch.shared_bytes > shared_bytes_max.min(self.about.shared_bytes_max) {
+            let asked = launch.shared_bytes;
+            let most = self.about.shared_bytes_max;
             return Err(format!(
-                "{}: {} threads here, {threads:?} in its source",
-                kernel.name, kernel.threads
+                "{name}: {asked} bytes of shared memory, {shared_bytes_max} promised, {most} to be had"
             ));
         }
-        if launch.shared_bytes > kernel.shared_bytes_max {
-            let (wanted, most) = (launch.shared_bytes, kernel.shared_bytes_max);
-            return Err(format!("{}: {wanted} bytes of shared memory, at most {most} promised", kernel.name));
-        }
-        self.launch(kernel.name, launch.grid, launch.shared_bytes, launch.params.as_slice())
+        self.launch(name, launch.grid, launch.shared_bytes, launch.params.as_slice())
     }
+}
+
+/// What differs between a parameter struct and its twin in `csrc`, if anything.
+#[cfg(test)]
+fn twin_differs(name: &str, bytes: usize, fields: &[Field]) -> Option<String> {
+    let all = declared();
+    let twins: Vec<&Declared> = all.iter().filter(|d| d.params == name).collect();
+    if twins.is_empty() {
+        return Some(format!("no kernel takes a {name}"));
+    }
+    let wrong = twins.iter().find(|d| d.params_bytes != bytes || d.fields != fields)?;
+    Some(format!(
+        "{name}: {bytes} bytes, {fields:?}, but {} bytes, {:?} in {}.cu",
+        wrong.params_bytes, wrong.fields, wrong.file
+    ))
+}
+
+/// Run for each struct of `params!` as a test of its name.
+#[cfg(test)]
+pub(super) fn assert_twin<P: super::Params>() {
+    assert_eq!(twin_differs(P::NAME, size_of::<P>(), &P::fields()), None);
 }
 
 /// # Safety
@@ -430,5 +468,58 @@ impl Device for Emulator {
 
     fn replay(&self, graph: &Vec<Launch>) -> Result<()> {
         self.run(graph)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cuda::device::{Params, params};
+
+    params! {
+        #[allow(dead_code, reason = "only its fields are compared")]
+        struct ProbeP {
+            from: Ptr,
+            to: Ptr,
+            n: i32,
+        }
+    }
+
+    #[test]
+    fn a_wrong_twin_is_seen() {
+        let good = ProbeP::fields();
+        let cases = [
+            ("ProbeQ", 24, good.clone(), "no kernel takes a ProbeQ"),
+            ("ProbeP", 28, good.clone(), "28 bytes"),
+            ("ProbeP", 24, good[..2].to_vec(), "24 bytes"),
+            ("ProbeP", 24, vec![good[1], good[0], good[2]], "24 bytes"),
+        ];
+        for (name, bytes, fields, expected) in cases {
+            let differs = twin_differs(name, bytes, &fields).expect("a difference");
+            assert!(differs.contains(expected), "{differs}");
+        }
+    }
+
+    #[test]
+    fn promises_about_a_kernel_are_held_against_its_source() {
+        const GOOD: Kernel =
+            Kernel { name: "smxx_u32_probe_place", file: "probe", threads: 64, shared_bytes_max: 16 };
+        const THREADS: Kernel = Kernel { threads: 128, ..GOOD };
+        const FILE: Kernel = Kernel { file: "gemm", ..GOOD };
+        let emulator = Emulator::new(Mode::FAST, 80);
+        let to = emulator.allocate(1024, "to").unwrap();
+        let params = ProbeP { from: Ptr::default(), to: Emulator::address(&to), n: 0 }.bytes();
+        let cases: [(&'static Kernel, u32, Option<&str>); 4] = [
+            (&GOOD, 16, None),
+            (&GOOD, 20, Some("20 bytes of shared memory, 16 promised, 166912 to be had")),
+            (&THREADS, 0, Some("128 threads in probe.cu here, but 64 in probe.cu")),
+            (&FILE, 0, Some("64 threads in gemm.cu here, but 64 in probe.cu")),
+        ];
+        for (kernel, shared_bytes, expected) in cases {
+            let ran = emulator.run(&[Launch { kernel, grid: [1, 1, 1], shared_bytes, params }]);
+            let message = ran.err().map(|e| e.to_string());
+            assert_eq!(message.is_some(), expected.is_some(), "{message:?}");
+            assert!(message.unwrap_or_default().contains(expected.unwrap_or_default()));
+        }
     }
 }

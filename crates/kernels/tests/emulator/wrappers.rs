@@ -242,6 +242,6 @@ fn accesses_of_a_warp_are_counted_together() {
 fn kernels_describe_their_parameters() {
     let all = declared();
     let probe = all.iter().find(|d| d.name == "smxx_u32_probe_place").unwrap();
-    assert_eq!((probe.threads, probe.params, probe.params_bytes), (64, "ProbeP", 24));
-    assert_eq!(probe.fields, [("in", 0, 8), ("out", 8, 8), ("n", 16, 4)]);
+    assert_eq!((probe.file, probe.threads, probe.params, probe.params_bytes), ("probe", 64, "ProbeP", 24));
+    assert_eq!(probe.fields, [("from", 0, 8), ("to", 8, 8), ("n", 16, 4)]);
 }

@@ -1,22 +1,22 @@
 // Kernels that show what each wrapper of dev.h does, for tests of the wrappers: on the emulator against plain
-// arithmetic, on a GPU against the emulator. Each thread of a block of 64 reads its words of `in` and writes its words of
-// `out`; what they are, tests/emulator/wrappers.rs says.
+// arithmetic, on a GPU against the emulator. Each thread of a block of 64 reads its words of `from` and writes its words of
+// `to`; what they are, tests/emulator/wrappers.rs says.
 #include "dev.h"
 
 #define THREADS 64
 #define STAGES 3
 
-#define PROBE_FIELDS(F) F(const void *, in) F(void *, out) F(int, n)
+#define PROBE_FIELDS(F) F(const void *, from) F(void *, to) F(int, n)
 PARAMS(ProbeP, PROBE_FIELDS)
 
-DEV const u32 *words_in(const ProbeP &p, int each = 1) { return (const u32 *)p.in + each * (cta_x() * THREADS + tid()); }
-DEV u32 *words_out(const ProbeP &p, int each = 1) { return (u32 *)p.out + each * (cta_x() * THREADS + tid()); }
+DEV const u32 *words_in(const ProbeP &p, int each = 1) { return (const u32 *)p.from + each * (cta_x() * THREADS + tid()); }
+DEV u32 *words_out(const ProbeP &p, int each = 1) { return (u32 *)p.to + each * (cta_x() * THREADS + tid()); }
 DEV v4 words(u32 x, u32 y, u32 z, u32 w) { return v4{x, y, z, w}; }
 DEV v4 floats(float x, float y, float z, float w) { return words(f_bits(x), f_bits(y), f_bits(z), f_bits(w)); }
 
 KERNEL(THREADS, 1, smxx_u32_probe_place, ProbeP) {
     int block = cta_x() + ncta_x() * (cta_y() + ncta_y() * cta_z());
-    stg_v4((u32 *)p.out + 4 * (block * THREADS + tid()),
+    stg_v4((u32 *)p.to + 4 * (block * THREADS + tid()),
            words(tid() | lane() << 8 | warp() << 16, cta_x() | ncta_x() << 8, cta_y() | ncta_y() << 8, cta_z()));
 }
 
@@ -83,15 +83,15 @@ KERNEL(THREADS, 1, smxx_u32_probe_global, ProbeP) {
 }
 
 KERNEL(THREADS, 1, smxx_u32_probe_reverse, ProbeP) {
-    stg_u(words_out(p), ldg_u((const u32 *)p.in + THREADS * cta_x() + THREADS - 1 - tid()));
+    stg_u(words_out(p), ldg_u((const u32 *)p.from + THREADS * cta_x() + THREADS - 1 - tid()));
 }
 
-// out: [ticket of each thread, then: tickets given, lock, shared tickets given]
+// to: [ticket of each thread, then: tickets given, lock, shared tickets given]
 KERNEL(THREADS, 1, smxx_u32_probe_atomics, ProbeP) {
-    u32 *tickets = (u32 *)p.out + THREADS;
+    u32 *tickets = (u32 *)p.to + THREADS;
     if (tid() == 0) sts_u(smem_base(), 0);
     bar_sync();
-    stg_u((u32 *)p.out + tid(), atom_add(tickets, 1));
+    stg_u((u32 *)p.to + tid(), atom_add(tickets, 1));
     u32 won = atom_cas(tickets + 1, 0, (u32)tid() + 1);
     if (won == 0) stg_u(tickets + 3, (u32)tid() + 1);
     atoms_add(smem_base(), 2);
@@ -101,7 +101,7 @@ KERNEL(THREADS, 1, smxx_u32_probe_atomics, ProbeP) {
 
 // Warp 1 waits for a word that warp 0 releases.
 KERNEL(THREADS, 1, smxx_u32_probe_release, ProbeP) {
-    u32 *flag = (u32 *)p.out, *data = flag + 1;
+    u32 *flag = (u32 *)p.to, *data = flag + 1;
     if (tid() == 0) {
         stg_u(data, 17);
         fence_gpu();
@@ -114,11 +114,11 @@ KERNEL(THREADS, 1, smxx_u32_probe_release, ProbeP) {
     }
 }
 
-// out[t] = the sum of in[64 tile + 63 - t] over `n` words of tiles, of which the last may be short: three stages.
+// to[t] = the sum of from[64 tile + 63 - t] over `n` words of tiles, of which the last may be short: three stages.
 DEV void begin_copy(const ProbeP &p, int tile) {
     int from = THREADS * tile + 4 * tid();
     u32 to = smem_base() + 4 * (THREADS * (tile % STAGES) + 4 * tid());
-    if (tid() < THREADS / 4) cp16(to, (const u32 *)p.in + from, from < p.n);
+    if (tid() < THREADS / 4) cp16(to, (const u32 *)p.from + from, from < p.n);
     cp_commit();
 }
 KERNEL(THREADS, 1, smxx_f32_probe_pipeline, ProbeP) {
@@ -132,10 +132,10 @@ KERNEL(THREADS, 1, smxx_f32_probe_pipeline, ProbeP) {
         sum += lds_f(smem_base() + 4 * (THREADS * (tile % STAGES) + THREADS - 1 - tid()));
     }
     cp_wait<0>();
-    stg_f((float *)p.out + tid(), sum);
+    stg_f((float *)p.to + tid(), sum);
 }
 
-// The fragments of four 8 x 8 matrices of `in` (one after another), as they are and transposed.
+// The fragments of four 8 x 8 matrices of `from` (one after another), as they are and transposed.
 KERNEL(THREADS, 1, smxx_u32_probe_ldsm, ProbeP) {
     u32 base = smem_base() + 512 * warp();
     sts_v4(base + 16 * lane(), ldg_v4(words_in(p, 4)));
@@ -147,10 +147,10 @@ KERNEL(THREADS, 1, smxx_u32_probe_ldsm, ProbeP) {
     stg_v4(words_out(p, 8) + 4, words(t[0], t[1], t[2], t[3]));
 }
 
-// D = 1 + A B, each of 2 warps its own: in = A [16, 16] and B [16, 8] bf16 row by row, out = D [16, 8].
+// D = 1 + A B, each of 2 warps its own: from = A [16, 16] and B [16, 8] bf16 row by row, to = D [16, 8].
 KERNEL(THREADS, 1, smxx_bf16_probe_mma, ProbeP) {
-    const u8 *in = (const u8 *)p.in + 768 * warp();
-    float *out = (float *)p.out + 128 * warp();
+    const u8 *in = (const u8 *)p.from + 768 * warp();
+    float *out = (float *)p.to + 128 * warp();
     u32 base = smem_base() + 1024 * warp();
     for (int i = lane(); i < 48; i += 32) sts_v4(base + 16 * i, ldg_v4(in + 16 * i));
     warp_sync();
@@ -168,7 +168,7 @@ KERNEL(THREADS, 1, smxx_u32_probe_named, ProbeP) {
     for (int i = 0; i < p.n; i++) {
         if (warp() == 0) {
             if (i > 0) bar_sync_n(2, THREADS);
-            sts_u(at, ldg_u((const u32 *)p.in + 32 * i + lane()));
+            sts_u(at, ldg_u((const u32 *)p.from + 32 * i + lane()));
             bar_arrive_n(1, THREADS);
         } else {
             bar_sync_n(1, THREADS);
@@ -176,7 +176,7 @@ KERNEL(THREADS, 1, smxx_u32_probe_named, ProbeP) {
             if (i + 1 < p.n) bar_arrive_n(2, THREADS);
         }
     }
-    if (warp() == 1) stg_u((u32 *)p.out + lane(), sum);
+    if (warp() == 1) stg_u((u32 *)p.to + lane(), sum);
 }
 
 #if SM90
@@ -188,7 +188,7 @@ DEV void begin_bulk(const ProbeP &p, int tile) {
     int stage = tile % STAGES, round = tile / STAGES;
     if (round > 0) mbar_wait(empty_at(stage), (u32)(round - 1) & 1);
     mbar_expect(full_at(stage), 4 * THREADS);
-    bulk16(smem_base() + 4 * THREADS * stage, (const u32 *)p.in + THREADS * tile, 4 * THREADS, full_at(stage));
+    bulk16(smem_base() + 4 * THREADS * stage, (const u32 *)p.from + THREADS * tile, 4 * THREADS, full_at(stage));
 }
 KERNEL(THREADS, 1, sm90_f32_probe_bulk, ProbeP) {
     int tiles = p.n / THREADS;
@@ -210,6 +210,6 @@ KERNEL(THREADS, 1, sm90_f32_probe_bulk, ProbeP) {
         sum += lds_f(smem_base() + 4 * (THREADS * stage + THREADS - 1 - tid()));
         mbar_arrive(empty_at(stage));
     }
-    stg_f((float *)p.out + tid(), sum);
+    stg_f((float *)p.to + tid(), sum);
 }
 #endif

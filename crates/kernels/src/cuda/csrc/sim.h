@@ -209,6 +209,13 @@ struct Kernel {
     }
 };
 
+// A file of kernels.
+struct Module {
+    const char *file; // without `.cu`; null behind the last
+    const Kernel *(*kernels)();
+};
+extern const Module modules[]; // written by build.rs
+
 } // namespace sim
 
 #define PARAMS_ENTRY(type, name) {#name, offsetof(Self, name), sizeof(type)},

@@ -126,9 +126,4 @@ API const char *sim_launch(Device *device, const SimLaunch *launch) {
     return nullptr;
 }
 
-// Of the modules that the build lists (see build.rs).
-extern "C" const Kernel *(*const sim_modules[])();
-extern "C" const u64 sim_module_count;
-
-// The list of kernels of module i, or null behind the last.
-API const Kernel *sim_kernels(u64 i) { return i < sim_module_count ? sim_modules[i]() : nullptr; }
+API const Module *sim_modules() { return modules; }

@@ -1,6 +1,6 @@
 //! Kernels with a mistake planted in their source, to see that tests find it.
 
-use super::{Emulator, KernelsFn, LaunchFn, Table, lock, table};
+use super::{Emulator, LaunchFn, ModulesFn, Table, lock, table};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -94,13 +94,12 @@ fn csrc() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/csrc")
 }
 
+/// As build.rs lists them; what it defines is for the mutant's own file.
 const MODULES: &str = r#"
-namespace sim { struct Kernel; }
-extern "C" {
-const sim::Kernel *sim_module_mutant();
-extern const sim::Kernel *(*const sim_modules[])() = {sim_module_mutant};
-extern const unsigned long long sim_module_count = 1;
-}
+#undef SIM_MODULE
+#include "dev.h"
+extern "C" const sim::Kernel *sim_module_mutant();
+extern const sim::Module sim::modules[] = {{"mutant", sim_module_mutant}, {nullptr, nullptr}};
 "#;
 
 /// A folder of our own, gone when dropped.
@@ -137,13 +136,13 @@ fn open(path: &Path) -> Result<Module, String> {
         if library.is_null() {
             return Err(CStr::from_ptr(dlerror()).to_string_lossy().into_owned());
         }
-        let kernels = dlsym(library, c"sim_kernels".as_ptr());
+        let modules = dlsym(library, c"sim_modules".as_ptr());
         let launch = dlsym(library, c"sim_launch".as_ptr());
-        if kernels.is_null() || launch.is_null() {
+        if modules.is_null() || launch.is_null() {
             return Err("the library has no emulator".into());
         }
-        let kernels = std::mem::transmute::<*mut c_void, KernelsFn>(kernels);
+        let modules = std::mem::transmute::<*mut c_void, ModulesFn>(modules);
         let launch = std::mem::transmute::<*mut c_void, LaunchFn>(launch);
-        Ok(Module { kernels: table(kernels, launch) })
+        Ok(Module { kernels: table(modules, launch) })
     }
 }

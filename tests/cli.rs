@@ -19,6 +19,7 @@ fn help_and_version() {
         &["plan", "--help"],
         &["bench", "--help"],
         &["bench", "clients", "--help"],
+        &["doctor", "--help"],
         &["--version"],
     ] {
         let (code, out, err) = strait(args);
@@ -33,8 +34,9 @@ fn usage_errors_end_with_2_and_name_the_option() {
     for (args, expected) in [
         (&["serve", "--prot", "80"][..], "--prot"),
         (&["serve", "--port", "70000"], "--port"),
-        (&["serve", "--device", "cuda"], "this build has no CUDA backend yet"),
-        (&["serve", "--device", "cuda:0"], "this build has no CUDA backend yet"),
+        (&["serve", "--device", "gpu"], "device"),
+        (&["serve", "--device", "cuda:"], "for one of several GPUs, cuda:1"),
+        (&["doctor", "--device", "cuda:first"], "device"),
         (&["serve", "--quantize", "q8_0"], "quantize"),
         (&["serve", "--dtype", "f64"], "dtype"),
         (&["serve", "--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
@@ -64,6 +66,39 @@ fn usage_errors_end_with_2_and_name_the_option() {
         assert_eq!(code, Some(2), "{args:?}: {err}");
         assert!(err.contains(expected), "{args:?}: {err}");
     }
+}
+
+/// No machine has a GPU of that number, and where there is no driver the reason is another.
+#[test]
+fn a_gpu_that_is_not_there_ends_with_1_and_one_line() {
+    let model = golden(MODEL);
+    for command in
+        [&["serve", "--port", "0", "--log-level", "error"][..], &["serve", "--dry-run"], &["run", "hello"]]
+    {
+        let (code, out, err) = strait(&[command, &["--model", &model, "--device", "cuda:999"]].concat());
+        assert_eq!((code, out.as_str()), (Some(1), ""), "{command:?}: {err}");
+        let errors: Vec<&str> = err.lines().filter(|line| line.starts_with("error: ")).collect();
+        let [error] = errors[..] else { panic!("{command:?}: {err}") };
+        assert!(error.contains("cuda:999") && error.contains("NVIDIA driver"), "{command:?}: {error}");
+        assert!(!err.contains("panicked"), "{command:?}: {err}");
+    }
+}
+
+#[test]
+fn doctor_tells_and_fails_only_for_what_was_asked() {
+    let (code, out, err) = strait(&["doctor"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    for expected in
+        ["cores", "instructions", "memory", "CUDA kernels", "NVRTC", "NVIDIA driver", "--device auto"]
+    {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    let (code, out, err) = strait(&["doctor", "--device", "cpu"]);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert!(out.contains("--device cpu is the CPU"), "{out}");
+    let (code, out, err) = strait(&["doctor", "--device", "cuda:999"]);
+    assert_eq!((code, err.lines().count()), (Some(1), 1), "{err}");
+    assert!(out.contains("--device auto") && err.contains("NVIDIA driver"), "{out}{err}");
 }
 
 #[test]

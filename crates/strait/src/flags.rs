@@ -15,8 +15,8 @@ pub(crate) struct ModelFlags {
     /// `demo` (built in), or a directory with config.json, tokenizer.json and safetensors [default: demo]
     #[arg(long, env = "STRAIT_MODEL", value_name = "demo|DIR")]
     pub model: Option<String>,
-    /// Where to compute [default: auto, the CPU]
-    #[arg(long, env = "STRAIT_DEVICE", value_name = "auto|cpu")]
+    /// Where to compute; auto is a GPU if one can be used, else the CPU [default: auto]
+    #[arg(long, env = "STRAIT_DEVICE", value_name = "auto|cpu|cuda|cuda:N")]
     pub device: Option<String>,
     /// What weights and KV cache are held in; auto is what the checkpoint is stored in [default: auto]
     #[arg(long, env = "STRAIT_DTYPE", value_name = "auto|bf16|f32")]

@@ -128,6 +128,8 @@ fn prepare<'a>(
     checkpoint: &'a Checkpoint,
     settings: &ModelSettings,
 ) -> anyhow::Result<Prepared<'a>> {
+    let chosen = settings.device.resolve()?;
+    tracing::info!("--device {} is {chosen}", settings.device);
     let checked = tensors::check(spec, checkpoint)?;
     let precision = settings.dtype.unwrap_or_else(|| default_precision(&checked));
     if let Some(kv) = settings.kv_dtype.filter(|kv| *kv != precision) {

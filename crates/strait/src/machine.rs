@@ -1,8 +1,12 @@
 //! What this machine offers: cores, and memory that is free to take.
 
 use std::collections::HashSet;
+use std::env;
 use std::fs;
+use std::path::PathBuf;
 use std::thread::available_parallelism;
+
+use kernels::cuda::CodePaths;
 
 /// Threads to compute with: one a physical core, as far as this process may use them. A second
 /// thread of a core shares its arithmetic units and its way to memory, and only makes both wait.
@@ -19,6 +23,17 @@ pub(crate) fn default_threads() -> usize {
 /// answered sooner (`strait bench added` on two cores: 80 µs with one, 105 with two).
 pub(crate) fn http_threads() -> usize {
     (available_parallelism().map_or(1, usize::from) / 4).clamp(1, 8)
+}
+
+/// Where compiled kernels are kept, and where CUDA toolkits lie.
+pub(crate) fn code_paths() -> CodePaths {
+    let folder = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = folder("XDG_CACHE_HOME").or_else(|| Some(folder("HOME")?.join(".cache")));
+    let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(folder);
+    CodePaths {
+        cache: cache.map(|cache| cache.join("strait/kernels")),
+        toolkits: named.chain([PathBuf::from("/usr/local/cuda")]).collect(),
+    }
 }
 
 /// Distinct pairs of socket and core; `None` where the file does not tell (other than x86).

@@ -2,6 +2,8 @@
 //! only one that knows every crate.
 
 mod bench;
+mod device;
+mod doctor;
 mod failure;
 mod flags;
 mod load;
@@ -31,7 +33,8 @@ Examples:
   strait serve --model DIR --dry-run            what it would take, without loading it
   strait run 'What is 3 + 4?'                   one answer, in the terminal
   strait plan ./DeepSeek-V3/config.json         KV bytes a token, sessions that fit, speed
-  strait bench --model DIR                      tokens a second here, beside the machine's limits";
+  strait bench --model DIR                      tokens a second here, beside the machine's limits
+  strait doctor                                 what this machine can compute on";
 
 /// Serves language models with multi-head latent attention behind the OpenAI API.
 #[derive(Debug, Parser)]
@@ -47,6 +50,7 @@ enum Command {
     Run(run::Flags),
     Plan(plan::Flags),
     Bench(bench::Flags),
+    Doctor(doctor::Flags),
 }
 
 fn main() -> ExitCode {
@@ -57,6 +61,7 @@ fn main() -> ExitCode {
         Command::Run(flags) => run::main(flags),
         Command::Plan(flags) => plan::main(&flags),
         Command::Bench(flags) => bench::main(&flags),
+        Command::Doctor(flags) => doctor::main(&flags),
     });
     match done {
         Ok(()) => ExitCode::SUCCESS,

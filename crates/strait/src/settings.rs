@@ -14,6 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use crate::device::DeviceChoice;
 use crate::failure::Failure;
 use crate::flags::{ModelFlags, ServerFlags};
 use crate::memory::MemoryPolicy;
@@ -31,6 +32,7 @@ pub(crate) enum ModelSource {
 #[derive(Debug, Clone)]
 pub(crate) struct ModelSettings {
     pub source: ModelSource,
+    pub device: DeviceChoice,
     /// `None`: as the checkpoint is stored.
     pub dtype: Option<Precision>,
     /// `None`: as the weights.
@@ -90,7 +92,7 @@ impl ModelSettings {
     pub(crate) fn build(flags: &ModelFlags, sequences: usize) -> Result<Self, Failure> {
         let mut wrong = Wrong::default();
         let text = |field: &'_ Option<String>| field.clone().unwrap_or_else(|| "auto".into());
-        wrong.note("device", check_device(&text(&flags.device)));
+        let device = wrong.note("device", text(&flags.device).parse());
         wrong.note("quantize", check_quantize(flags.quantize.as_deref().unwrap_or("none")));
         let dtype = wrong.note("dtype", precision(&text(&flags.dtype)));
         let kv_dtype = wrong.note("kv-cache-dtype", precision(&text(&flags.kv_cache_dtype)));
@@ -116,7 +118,8 @@ impl ModelSettings {
                 step_tokens,
                 block_len,
             };
-            Some(Self { source, dtype: dtype?, kv_dtype: kv_dtype?, threads: threads?, memory })
+            let (device, dtype, kv_dtype) = (device?, dtype?, kv_dtype?);
+            Some(Self { source, device, dtype, kv_dtype, threads: threads?, memory })
         };
         let built = build();
         wrong.none_or(built)
@@ -227,16 +230,6 @@ fn is_given(value: &Value) -> bool {
     }
 }
 
-fn check_device(text: &str) -> Result<(), String> {
-    match text {
-        "auto" | "cpu" => Ok(()),
-        text if text == "cuda" || text.starts_with("cuda:") => {
-            Err("this build has no CUDA backend yet; use auto or cpu".into())
-        }
-        other => Err(format!("{other:?} is no device; use auto or cpu")),
-    }
-}
-
 fn check_quantize(text: &str) -> Result<(), String> {
     match text {
         "none" => Ok(()),
@@ -314,7 +307,7 @@ mod tests {
     #[test]
     fn options_that_would_do_nothing_are_refused_all_at_once() {
         let wrong = model_flags(|flags| {
-            flags.device = Some("cuda:1".into());
+            flags.device = Some("cuda:one".into());
             flags.quantize = Some("q8_0".into());
             flags.dtype = Some("fp8".into());
             flags.threads = Some(0);
@@ -328,13 +321,14 @@ mod tests {
         let expected =
             ["device", "quantize", "dtype", "threads", "kv-cache-memory", "memory-utilization", "block-size"];
         assert_eq!(named, expected, "{wrong}");
-        assert!(wrong.contains("this build has no CUDA backend yet"), "{wrong}");
+        assert!(wrong.contains("for one of several GPUs, cuda:1"), "{wrong}");
     }
 
     #[test]
     fn defaults_are_usable() {
         let settings = model_flags(|_| ()).unwrap();
-        assert_eq!((settings.source, settings.dtype), (ModelSource::Demo, None));
+        assert_eq!((settings.source, settings.device), (ModelSource::Demo, DeviceChoice::Auto));
+        assert_eq!(settings.dtype, None);
         assert!(settings.threads >= 1 && settings.memory.block_len == 64);
         let server = ServerSettings::build(&ServerFlags::default()).unwrap();
         assert_eq!((server.host.as_str(), server.port, server.body_bytes_max), ("127.0.0.1", 8000, 16 << 20));

@@ -1,0 +1,197 @@
+//! Where to compute: what was asked for, and what this machine has.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::anyhow;
+use kernels::cuda::{self, About, Driver, NoGpu};
+
+use crate::machine;
+
+/// Why no GPU is computed on yet, whatever the machine has.
+const UNFINISHED: Option<&str> = Some("this version has no CUDA backend yet");
+
+/// `--device`
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DeviceChoice {
+    /// A GPU if one can be used, else the CPU.
+    Auto,
+    Cpu,
+    /// By the driver's number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refused =
+            || format!("{text:?} is no device; use auto, cpu, cuda or, for one of several GPUs, cuda:1");
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").ok_or_else(refused)?;
+                let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+                number.parse().ok().filter(|_| digits).map(Self::Cuda).ok_or_else(refused)
+            }
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// What a choice comes to on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Device {
+    Cpu,
+    /// By the driver's number; there, and with code for it.
+    Gpu(usize),
+}
+
+/// A device and why it is that one: `the CPU: no NVIDIA driver is found (…)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub device: Device,
+    pub why: String,
+}
+
+impl fmt::Display for Chosen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.device {
+            Device::Cpu => write!(f, "the CPU: {}", self.why),
+            Device::Gpu(ordinal) => write!(f, "GPU {ordinal}: {}", self.why),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Looks at the machine, unless the CPU was asked for.
+    pub(crate) fn resolve(self) -> anyhow::Result<Chosen> {
+        match self {
+            Self::Cpu => Ok(Chosen { device: Device::Cpu, why: "asked for".into() }),
+            _ => self.among(&cuda::driver()),
+        }
+    }
+
+    /// A GPU that was asked for and cannot be had is an error; for `auto` it is the reason for the CPU.
+    pub(crate) fn among(self, found: &Result<Driver, NoGpu>) -> anyhow::Result<Chosen> {
+        let cpu = |why: String| Ok(Chosen { device: Device::Cpu, why });
+        match self {
+            Self::Cpu => cpu("asked for".into()),
+            Self::Auto => match first_usable(found).and_then(finished) {
+                Ok((ordinal, name)) => Ok(Chosen { device: Device::Gpu(ordinal), why: name }),
+                Err(why) => cpu(why),
+            },
+            Self::Cuda(ordinal) => {
+                let named = usable(found, ordinal).and_then(finished);
+                let (ordinal, why) = named.map_err(|why| anyhow!("device {self}: {why}"))?;
+                Ok(Chosen { device: Device::Gpu(ordinal), why })
+            }
+        }
+    }
+}
+
+/// Its number and name, or why it cannot be computed on.
+pub(crate) fn usable(found: &Result<Driver, NoGpu>, ordinal: usize) -> Result<(usize, String), String> {
+    let driver = found.as_ref().map_err(NoGpu::to_string)?;
+    let count = driver.gpus.len();
+    let about: &About =
+        driver.gpus.get(ordinal).ok_or_else(|| NoGpu::Ordinal { ordinal, count }.to_string())?;
+    cuda::is_supported(ordinal, about).map_err(|error| error.to_string())?;
+    cuda::can_make_code(about.arch, driver.version, &machine::code_paths())
+        .map_err(|error| error.to_string())?;
+    Ok((ordinal, about.name.clone()))
+}
+
+/// The driver numbers the fastest first.
+fn first_usable(found: &Result<Driver, NoGpu>) -> Result<(usize, String), String> {
+    let count = found.as_ref().map_or(1, |driver| driver.gpus.len());
+    let mut tried: Vec<_> = (0..count).map(|ordinal| usable(found, ordinal)).collect();
+    match tried.iter().position(Result::is_ok) {
+        Some(first) => tried.swap_remove(first),
+        None => Err(tried.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; ")),
+    }
+}
+
+fn finished(gpu: (usize, String)) -> Result<(usize, String), String> {
+    match UNFINISHED {
+        None => Ok(gpu),
+        Some(why) => Err(format!("GPU {} ({}) is there, but {why}; use --device cpu", gpu.0, gpu.1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: Option<DeviceChoice>) {
+        let parsed = text.parse::<DeviceChoice>();
+        assert_eq!(parsed.as_ref().ok(), expected.as_ref(), "{text}");
+        if let Err(error) = parsed {
+            assert!(error.contains("use auto, cpu, cuda"), "{error}");
+        }
+    }
+
+    #[test]
+    fn devices_are_told_apart() {
+        check("auto", Some(DeviceChoice::Auto));
+        check("cpu", Some(DeviceChoice::Cpu));
+        check("cuda", Some(DeviceChoice::Cuda(0)));
+        check("cuda:0", Some(DeviceChoice::Cuda(0)));
+        check("cuda:12", Some(DeviceChoice::Cuda(12)));
+        for text in [
+            "",
+            "gpu",
+            "CUDA",
+            "cuda:",
+            "cuda:-1",
+            "cuda:+1",
+            "cuda:0x1",
+            "cuda:1,2",
+            "cuda 1",
+            "cuda:99999999999999999999",
+        ] {
+            check(text, None);
+        }
+    }
+
+    fn gpu(name: &str, arch: u32) -> About {
+        let name = name.into();
+        About { name, arch, multiprocessors: 1, shared_bytes_max: 99 << 10, memory_bytes: 1 << 30 }
+    }
+
+    /// What is chosen, or the error.
+    fn among(choice: DeviceChoice, found: &Result<Driver, NoGpu>) -> String {
+        choice.among(found).map_or_else(|error| format!("error: {error}"), |chosen| chosen.to_string())
+    }
+
+    #[test]
+    fn auto_falls_back_and_cuda_does_not() {
+        use DeviceChoice::{Auto, Cpu, Cuda};
+        let version = cuda::Version { major: 13, minor: 0 };
+        let old = Ok(Driver { version, gpus: vec![gpu("Tesla V100", 70)] });
+        for (choice, found, expected) in [
+            (Cpu, &Err(NoGpu::NoDriver), "the CPU: asked for"),
+            (Auto, &Err(NoGpu::NoDriver), "the CPU: no NVIDIA driver is found"),
+            (Auto, &Err(NoGpu::NoDevice), "the CPU: the NVIDIA driver shows no GPU"),
+            (Auto, &old, "the CPU: GPU 0 (Tesla V100) has compute capability 7.0"),
+            (Cuda(0), &Err(NoGpu::NoDriver), "error: device cuda:0: no NVIDIA driver is found"),
+            (Cuda(0), &old, "error: device cuda:0: GPU 0 (Tesla V100) has compute capability 7.0"),
+            (Cuda(1), &old, "error: device cuda:1: there is no GPU 1: the NVIDIA driver shows 1"),
+        ] {
+            let said = among(choice, found);
+            assert!(said.starts_with(expected), "{choice}: {said}");
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    }
+}

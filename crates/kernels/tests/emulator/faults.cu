@@ -125,6 +125,10 @@ FAULT(block_copies_anothers) {
     cp_commit();
     cp_wait<0>();
 }
+FAULT(constant_is_written) {
+    stg_v4(out(p, 256 * cta_x() + 4 * tid()), v4{1, 2, 3, 4});
+    ldg_v4_stream(out(p, 256 * cta_x() + 4 * tid()));
+}
 FAULT(copy_past_end) {
     cp16(mine(), in(p, p.n - 2), true);
     cp_commit();

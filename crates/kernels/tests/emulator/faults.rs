@@ -7,7 +7,7 @@ use kernels::cuda::sim::{Emulator, Mode};
 use std::path::Path;
 
 /// Kernel and part of the message.
-const FAULTS: [(&str, &str); 53] = [
+const FAULTS: [(&str, &str); 54] = [
     ("read_without_barrier", "race: "),
     ("write_after_read_without_barrier", "race: "),
     ("two_writers", "race: writes shared address"),
@@ -36,6 +36,7 @@ const FAULTS: [(&str, &str); 53] = [
     ("blocks_write_the_same", "race: writes byte "),
     ("block_reads_anothers", "of an allocation of 4096 bytes, which another block of this launch writes"),
     ("block_copies_anothers", "of an allocation of 4096 bytes, which another block of this launch writes"),
+    ("constant_is_written", "as a constant, but this launch writes it"),
     ("copy_past_end", "16 bytes of global memory: "),
     ("divergent_shuffle", "the warp has diverged: this lane is in a shuffle, lanes"),
     ("half_a_warp_shuffles", "while others wait in a shuffle|of which lanes"),

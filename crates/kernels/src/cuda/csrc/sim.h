@@ -95,6 +95,7 @@ extern __thread Running running;
 Allocation *find_global(u64 at, u32 bytes, Site); // fails where there is none
 [[noreturn]] void bad_global(u64 at, u32 bytes, const char *fault, Site);
 void read_of_block(Allocation *, u64 at, u32 bytes, Site); // checks that no other block of the launch writes there
+void read_of_constant(const void *, u32 bytes, Site);         // checks that nobody in the launch has written there
 void write_of_block(Allocation *, u64 at, u32 bytes, bool shared, Site);
 void race_read(u32 at, u32 bytes, Site);
 void race_write(u32 at, u32 bytes, Site);
@@ -154,6 +155,12 @@ template <class T> T load_global(const void *p, Site site) {
     check_load(p, sizeof(T), site);
     T x;
     memcpy(&x, p, sizeof(T));
+    return x;
+}
+
+template <class T> T load_constant(const void *p, Site site) {
+    T x = load_global<T>(p, site);
+    if (running.races) read_of_constant(p, sizeof(T), site);
     return x;
 }
 
@@ -318,8 +325,8 @@ DEV u32 ldg_u(const void *p, SITE) { return sim::load_global<u32>(p, site); }
 DEV float ldg_f(const void *p, SITE) { return sim::load_global<float>(p, site); }
 DEV v2 ldg_v2(const void *p, SITE) { return sim::load_global<v2>(p, site); }
 DEV v4 ldg_v4(const void *p, SITE) { return sim::load_global<v4>(p, site); }
-DEV v4 ldg_v4_stream(const void *p, SITE) { return sim::load_global<v4>(p, site); }
-DEV v2 ldg_v2_stream(const void *p, SITE) { return sim::load_global<v2>(p, site); }
+DEV v4 ldg_v4_stream(const void *p, SITE) { return sim::load_constant<v4>(p, site); }
+DEV v2 ldg_v2_stream(const void *p, SITE) { return sim::load_constant<v2>(p, site); }
 DEV void stg_u8(void *p, u8 x, SITE) { sim::store_global(p, x, site); }
 DEV void stg_u16(void *p, u16 x, SITE) { sim::store_global(p, x, site); }
 DEV void stg_u(void *p, u32 x, SITE) { sim::store_global(p, x, site); }

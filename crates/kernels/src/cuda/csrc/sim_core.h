@@ -75,10 +75,10 @@ struct Warp {
     u32 returned;
     u32 arrived; // at `met`
     const Collective *met;
-    Site site;         // where
+    Site site;   // where
     void *arguments[32]; // each lane's
-    int barrier;       // where the warp waits, or -1
-    u32 synced;        // what lanes did before this time is known to the warp's other lanes
+    int barrier; // where the warp waits, or -1
+    u32 synced;  // what lanes did before this time is known to the warp's other lanes
     Clocks clocks;
 };
 
@@ -122,12 +122,12 @@ struct Options {
 // Who has touched each 2 bytes of shared memory (sim_races.cpp). Clocks go on from block to block, so that what earlier
 // blocks did is known to all.
 struct Shadow {
-    std::vector<u64> writes;         // by cell
-    std::vector<u32> stores;         // by cell: the number of its last ordinary write, 0 if the engine's
-    u32 n_stores = 0;
+    std::vector<u64> writes; // by cell
+    std::vector<u32> stores; // by cell: the number of its last ordinary write, 0 if the engine's
     std::vector<u32> reads[MAX_WARPS]; // by warp and cell
-    u32 newest = 0;                  // no clock is later
-    u32 engine = 0;                  // the engine's clock
+    u32 n_stores = 0;
+    u32 newest = 0; // no clock is later
+    u32 engine = 0; // the engine's clock
 
     void open(u32 shared_bytes, int warps);
     void close(const Warp *, int warps);

@@ -91,6 +91,14 @@ void read_of_block(Allocation *in, u64 at, u32 bytes, Site site) {
     if (in->writers && !running.acquired) check_owner(*in, at, bytes, "reads", site);
 }
 
+void read_of_constant(const void *p, u32 bytes, Site site) {
+    const Allocation &in = *global_at(p, bytes, site);
+    if (!in.writers) return;
+    for (u64 at = (u64)p - in.start, end = at + bytes; at < end; at++)
+        if (in.writers[at] >= running.first_block)
+            fail(site, "reads byte %llu of an allocation of %llu bytes as a constant, but this launch writes it", at, in.bytes);
+}
+
 void write_of_block(Allocation *in, u64 at, u32 bytes, bool shared, Site site) {
     if (!in->writers) {
         Mapping &mapping = *block->device.find(in->start);

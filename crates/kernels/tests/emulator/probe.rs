@@ -23,7 +23,7 @@ impl<'a> Probe<'a> {
     }
 
     pub(crate) fn run(&self, mode: Mode) -> Result<(Vec<u32>, Counters), String> {
-        let mut emulator = Emulator::new(mode, 90);
+        let emulator = Emulator::new(mode, 90);
         if let Some(module) = self.module {
             emulator.replace(module);
         }

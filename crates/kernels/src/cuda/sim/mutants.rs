@@ -1,12 +1,13 @@
 //! Kernels with a mistake planted in their source, to see that tests find it.
 
 use super::{Emulator, LaunchFn, ModulesFn, Table, lock, table};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use libloading::Library;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// A mistake: in `csrc/{file}`, the one place that reads `from` reads `to`.
+/// A mistake: in `csrc/{file}`, kernels or a header, the one place that reads `from` reads `to`.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {
     pub file: &'static str,
@@ -14,7 +15,7 @@ pub struct Mutant {
     pub to: &'static str,
 }
 
-/// A source's kernels, compiled while the program runs; they take the place of those that it was built with.
+/// Kernels that were compiled while the program runs, to take the place of those that it was built with.
 pub struct Module {
     kernels: Table,
 }
@@ -37,45 +38,50 @@ pub fn all_are_found(mutants: &[Mutant], case: impl Fn(Option<&Module>) -> Resul
 
 impl Emulator {
     /// From now on runs the module's kernels where it has some of the name asked for.
-    pub fn replace(&mut self, module: &Module) {
+    pub fn replace(&self, module: &Module) {
         lock(&self.handle).replaced.extend(module.kernels.iter().map(|(name, entry)| (*name, *entry)));
     }
 }
 
 impl Module {
-    /// Compiles the mutated source to a library and loads it, for as long as the program runs.
+    /// Compiles the mutated source, or all kernels that include the mutated header, to a library and loads it, for as
+    /// long as the program runs.
     pub fn compile(mutant: &Mutant) -> Result<Self, String> {
-        let source = csrc().join(mutant.file);
-        let text = std::fs::read_to_string(&source).map_err(|e| format!("{}: {e}", source.display()))?;
-        let places = text.matches(mutant.from).count();
+        let mut sources = sources()?;
+        let mutated = sources.get_mut(mutant.file).ok_or("no such file in csrc")?;
+        let places = mutated.matches(mutant.from).count();
         if places != 1 {
             return Err(format!("{places} places read so, not one"));
         }
-        Self::load(mutant.file, &text.replace(mutant.from, mutant.to))
+        *mutated = mutated.replace(mutant.from, mutant.to);
+        let kernels = |name: &&String| name.ends_with(".cu") && reaches(&sources, name, mutant.file);
+        let files: Vec<&str> = sources.keys().filter(kernels).map(String::as_str).collect();
+        Self::load(&sources, &files)
     }
 
     /// Compiles and loads kernels that are not part of `csrc`.
     pub fn of_source(source: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(source).map_err(|e| format!("{}: {e}", source.display()))?;
         let name = source.file_name().and_then(|n| n.to_str()).ok_or("a source without a name")?;
-        Self::load(name, &text)
+        Self::load(&Sources::from([(name.into(), read(source)?)]), &[name])
     }
 
-    /// `name` is the file's in messages.
-    fn load(name: &str, text: &str) -> Result<Self, String> {
+    /// All `sources` are at hand, `files` among them are compiled.
+    fn load(sources: &Sources, files: &[&str]) -> Result<Self, String> {
         let scratch = Scratch::new()?;
         let file = |name: &str| scratch.0.join(name);
         let write = |name: &str, text: &str| {
             std::fs::write(file(name), text).map_err(|e| format!("{}: {e}", file(name).display()))
         };
-        write(name, text)?;
-        write("modules.cpp", MODULES)?;
+        for (name, text) in sources {
+            write(name, &as_module(name, text))?;
+        }
+        write("modules.cpp", &list_modules(files))?;
         let compiled = Command::new(env!("SIM_CXX"))
             .args(env!("SIM_FLAGS").split_whitespace())
-            .args(["-w", "-shared", "-Wl,-Bsymbolic", "-DSIM_MODULE=sim_module_mutant", "-I"])
+            .args(["-w", "-shared", "-Wl,-Bsymbolic", "-I"])
             .arg(csrc())
             .args(["-x", "c++"])
-            .args([file(name), file("modules.cpp")])
+            .args(files.iter().chain(&["modules.cpp"]).map(|name| file(name)))
             .args(["-x", "none", "-Wl,--whole-archive"])
             .arg(Path::new(env!("SIM_LIBRARIES")).join("libstrait_sim_core.a"))
             .arg("-Wl,--no-whole-archive")
@@ -90,17 +96,57 @@ impl Module {
     }
 }
 
+/// Kernels and headers by name.
+type Sources = BTreeMap<String, String>;
+
 fn csrc() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/cuda/csrc")
 }
 
-/// As build.rs lists them; what it defines is for the mutant's own file.
-const MODULES: &str = r#"
-#undef SIM_MODULE
-#include "dev.h"
-extern "C" const sim::Kernel *sim_module_mutant();
-extern const sim::Module sim::modules[] = {{"mutant", sim_module_mutant}, {nullptr, nullptr}};
-"#;
+fn read(path: &Path) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// All of `csrc` but the emulator, which is compiled already.
+fn sources() -> Result<Sources, String> {
+    let entries = std::fs::read_dir(csrc()).map_err(|e| e.to_string())?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let ours = |name: &String| !name.starts_with("sim") && (name.ends_with(".cu") || name.ends_with(".h"));
+    names.filter(ours).map(|name| Ok((name.clone(), read(&csrc().join(&name))?))).collect()
+}
+
+/// Whether `name` is that file or includes it, be it by others.
+fn reaches(sources: &Sources, name: &str, file: &str) -> bool {
+    name == file
+        || sources.get(name).is_some_and(|text| {
+            let includes =
+                text.lines().filter_map(|line| line.strip_prefix("#include \"")?.split('"').next());
+            includes.into_iter().any(|included| reaches(sources, included, file))
+        })
+}
+
+fn stem(file: &str) -> &str {
+    file.strip_suffix(".cu").unwrap_or(file)
+}
+
+/// Kernels name the function that lists them; messages name the file as it was.
+fn as_module(name: &str, text: &str) -> String {
+    if !name.ends_with(".cu") {
+        return text.into();
+    }
+    format!("#define SIM_MODULE sim_module_{}\n#line 1 \"{name}\"\n{text}", stem(name))
+}
+
+/// As build.rs lists those of the program.
+fn list_modules(files: &[&str]) -> String {
+    let (mut functions, mut modules) = (String::new(), String::new());
+    for file in files.iter().map(|file| stem(file)) {
+        functions += &format!("extern \"C\" const sim::Kernel *sim_module_{file}();\n");
+        modules += &format!("{{\"{file}\", sim_module_{file}}}, ");
+    }
+    let end = "{nullptr, nullptr}";
+    format!("#include \"dev.h\"\n{functions}extern const sim::Module sim::modules[] = {{{modules}{end}}};\n")
+}
 
 /// A folder of our own, gone when dropped.
 struct Scratch(PathBuf);
@@ -121,28 +167,43 @@ impl Drop for Scratch {
     }
 }
 
-unsafe extern "C" {
-    fn dlopen(path: *const c_char, flags: c_int) -> *mut c_void;
-    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
-    fn dlerror() -> *const c_char;
+fn open(path: &Path) -> Result<Module, String> {
+    // SAFETY: a library that was compiled a moment ago from our own sources, whose functions have these types; forgotten,
+    // so that it is never unloaded.
+    let table = unsafe {
+        let library = Library::new(path).map_err(|e| e.to_string())?;
+        let modules: ModulesFn = *library.get(b"sim_modules").map_err(|e| e.to_string())?;
+        let launch: LaunchFn = *library.get(b"sim_launch").map_err(|e| e.to_string())?;
+        std::mem::forget(library);
+        table(modules, launch)
+    };
+    Ok(Module { kernels: table })
 }
 
-fn open(path: &Path) -> Result<Module, String> {
-    const RTLD_NOW: c_int = 2;
-    let name = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|e| e.to_string())?;
-    // SAFETY: a library that was compiled a moment ago from our own sources, and is never unloaded.
-    unsafe {
-        let library = dlopen(name.as_ptr(), RTLD_NOW);
-        if library.is_null() {
-            return Err(CStr::from_ptr(dlerror()).to_string_lossy().into_owned());
-        }
-        let modules = dlsym(library, c"sim_modules".as_ptr());
-        let launch = dlsym(library, c"sim_launch".as_ptr());
-        if modules.is_null() || launch.is_null() {
-            return Err("the library has no emulator".into());
-        }
-        let modules = std::mem::transmute::<*mut c_void, ModulesFn>(modules);
-        let launch = std::mem::transmute::<*mut c_void, LaunchFn>(launch);
-        Ok(Module { kernels: table(modules, launch) })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_reaches_the_kernels_that_include_it() {
+        let source = |name: &str, text: &str| (name.to_string(), text.to_string());
+        let sources = Sources::from([
+            source("a.cu", "#include \"dev.h\"\n#include \"b.h\"\nKERNEL(WIDTH, 1, a, Nothing) {}\n"),
+            source(
+                "b.h",
+                "#include \"c.h\"\n#define NOTHING_FIELDS(F) F(int, n)\nPARAMS(Nothing, NOTHING_FIELDS)\n",
+            ),
+            source("c.h", "#define WIDTH 96\n"),
+            source("d.cu", "#include \"dev.h\"\n"),
+        ]);
+        let reached = |file| ["a.cu", "d.cu"].map(|kernels| reaches(&sources, kernels, file));
+        assert_eq!(
+            [reached("c.h"), reached("dev.h"), reached("d.cu")],
+            [[true, false], [true, true], [false, true]]
+        );
+        let module = Module::load(&sources, &["a.cu", "d.cu"]).expect("it compiles");
+        let threads: Vec<_> =
+            module.kernels.iter().map(|(name, entry)| (*name, entry.kernel.threads)).collect();
+        assert_eq!(threads, [("a", 96)]);
     }
 }

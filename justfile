@@ -34,6 +34,10 @@ bench *FLAGS:
     test -d target/random || python3 scripts/random_checkpoint.py target/random
     cargo run --release -- bench --model target/random {{FLAGS}}
 
+# what nvcc makes of the CUDA kernels, beside what is known (downloads 350 MB once)
+gates *FLAGS:
+    scripts/cuda/gates.py --nvcc "$(scripts/cuda/toolkit.sh)" {{FLAGS}}
+
 # the official openai client against a running server
 client URL="http://127.0.0.1:8000":
     python3 scripts/openai_client_check.py {{URL}}

@@ -70,7 +70,7 @@ fn compile(nvcc: &Path, units: &[Unit]) {
 }
 
 fn nvcc() -> PathBuf {
-    if let Some(path) = env::var_os("NVCC") {
+    if let Some(path) = env::var_os("NVCC").filter(|path| !path.is_empty()) {
         return path.into();
     }
     let toolkit = env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin"));

@@ -83,6 +83,25 @@ impl<'a> Matrix<'a> {
         (self.dtype == DType::Bf16 && self.scales.is_none()).then(|| self.stored_row_bytes(row))
     }
 
+    /// The stored bytes of stored row `row`, if they are e4m3 with scales and not transposed.
+    pub(crate) fn fp8_row(&self, row: usize) -> Option<&'a [u8]> {
+        self.fp8_blocks().map(|_| self.stored_row_bytes(row))
+    }
+
+    /// `[place of the first row among the rows that blocks are counted from, rows, columns of a block]`, where
+    /// [`Self::fp8_row`] is something.
+    pub(crate) fn fp8_blocks(&self) -> Option<[usize; 3]> {
+        let scales = self.scales.filter(|_| self.dtype == DType::F8E4M3 && !self.transposed)?;
+        Some([self.first_row, scales.block_rows, scales.block_cols])
+    }
+
+    /// Scale of stored element (row, col).
+    pub(crate) fn scale(&self, row: usize, col: usize) -> f32 {
+        let Some(s) = self.scales else { return 1.0 };
+        let block = (self.first_row + row) / s.block_rows * self.stored_cols.div_ceil(s.block_cols);
+        f32::from_le_bytes(s.bytes.as_chunks::<4>().0[block + col / s.block_cols])
+    }
+
     fn stored_row_bytes(&self, row: usize) -> &'a [u8] {
         let width = self.stored_cols * self.dtype.size();
         &self.bytes[(self.first_row + row) * width..][..width]

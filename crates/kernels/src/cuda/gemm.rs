@@ -2,26 +2,14 @@
 
 use super::{CudaBackend, Device, Held};
 use crate::backend::Workspace;
-use crate::dtype::Precision;
 use crate::error::{KernelError, Result};
-use crate::matrix::Parts;
 use crate::ops::{AbsorbOutput, AbsorbQuery, Experts, GatedMlp, Linear, LmHead};
 
-/// A stack of matrices of one shape in the layout of its kernels.
-pub struct CudaWeight<D: Device> {
-    held: Held<D>,
-    shape: [usize; 3],
-}
+mod pack;
 
-impl<D: Device> CudaWeight<D> {
-    pub(super) fn shape(&self) -> [usize; 3] {
-        self.shape
-    }
-
-    pub(super) fn bytes(&self) -> usize {
-        D::bytes(self.held.get())
-    }
-}
+pub use pack::CudaWeight;
+pub(crate) use pack::Kind;
+pub(super) use pack::pack;
 
 pub(super) struct Scratch<D: Device> {
     _middle: Option<Held<D>>,
@@ -35,14 +23,6 @@ impl<D: Device> Scratch<D> {
 
 fn absent(op: &'static str) -> KernelError {
     KernelError::Device { op, what: "no kernel yet".into() }
-}
-
-pub(super) fn pack<D: Device>(
-    _: &mut CudaBackend<D>,
-    _: &[Parts<'_>],
-    _: Precision,
-) -> Result<CudaWeight<D>> {
-    Err(absent("pack"))
 }
 
 pub(super) fn linear<D: Device>(_: &CudaBackend<D>, _: &Linear<'_, CudaBackend<D>>) -> Result<()> {

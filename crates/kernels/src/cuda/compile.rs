@@ -72,19 +72,24 @@ pub enum NoCode {
     /// Neither in the binary, nor anything to make it with.
     #[error(
         "this binary holds no machine code for {target} ({held}), and NVRTC, which makes it at start, is not found: \
-         install it (python3 -m pip install nvidia-cuda-nvrtc, or the CUDA toolkit) and set CUDA_HOME to the folder \
-         above its lib, or build strait with --features cuda-aot"
+         install it (python3 -m pip install {}, or the CUDA toolkit) and set CUDA_HOME to the folder above its lib, or \
+         build strait with --features cuda-aot", package(*driver)
     )]
-    NoCompiler { target: String, held: String },
+    NoCompiler { target: String, held: String, driver: Version },
     /// A driver loads code of its own major version and older ones.
     #[error(
-        "NVRTC is of CUDA {nvrtc}, but the driver only of CUDA {driver}: update the driver, or install an NVRTC of \
-         CUDA {}.x and set CUDA_HOME to its folder", driver.major
+        "NVRTC is of CUDA {nvrtc}, but the driver only of CUDA {driver}: update the driver, or install an older NVRTC \
+         (python3 -m pip install {}) and set CUDA_HOME to the folder above its lib", package(*driver)
     )]
     NewerCompiler { nvrtc: Version, driver: Version },
     /// NVRTC does not know the GPU, or the sources are wrong.
     #[error("NVRTC of CUDA {nvrtc} does not compile {file} for {target}: {log}")]
     Compile { nvrtc: Version, file: &'static str, target: String, log: String },
+}
+
+/// What PyPI calls an NVRTC that a driver can load the code of.
+fn package(driver: Version) -> &'static str {
+    if driver.major < 13 { "nvidia-cuda-nvrtc-cu12" } else { "nvidia-cuda-nvrtc" }
 }
 
 /// Where a module's code came from.
@@ -129,7 +134,7 @@ pub fn holdings() -> Holdings {
 
 /// NVRTC's version, if there is one to be found.
 pub fn nvrtc_version(paths: &CodePaths) -> Option<Version> {
-    Nvrtc::open(&paths.toolkits).map(|nvrtc| nvrtc.version())
+    Nvrtc::open(&paths.toolkits, u32::MAX).map(|nvrtc| nvrtc.version())
 }
 
 /// Whether [`code`] would have anything to begin with, without making it.
@@ -176,7 +181,7 @@ fn embedded_for(arch: u32, driver: Version) -> Option<u32> {
 }
 
 fn compiler(arch: u32, driver: Version, paths: &CodePaths) -> Result<Nvrtc, NoCode> {
-    let Some(nvrtc) = Nvrtc::open(&paths.toolkits) else {
+    let Some(nvrtc) = Nvrtc::open(&paths.toolkits, driver.major) else {
         let Holdings { targets, nvcc, .. } = holdings();
         let held = match nvcc {
             None => "it holds none at all".into(),
@@ -185,7 +190,7 @@ fn compiler(arch: u32, driver: Version, paths: &CodePaths) -> Result<Nvrtc, NoCo
             }
             Some(_) => format!("it holds {}", targets.join(", ")),
         };
-        return Err(NoCode::NoCompiler { target: target(arch), held });
+        return Err(NoCode::NoCompiler { target: target(arch), held, driver });
     };
     match nvrtc.version() {
         version if version.major > driver.major => Err(NoCode::NewerCompiler { nvrtc: version, driver }),

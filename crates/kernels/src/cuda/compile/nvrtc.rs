@@ -45,12 +45,15 @@ pub(super) struct Nvrtc {
 }
 
 impl Nvrtc {
-    /// `None` where no library is found that can make machine code.
-    pub(super) fn open(toolkits: &[PathBuf]) -> Option<Self> {
-        let folders = toolkits.iter().flat_map(|toolkit| [toolkit.join("lib64"), toolkit.join("lib")]);
-        let here = folders.filter_map(|folder| in_folder(&folder));
-        let library =
-            here.into_iter().next().or_else(|| MAJORS.iter().find_map(|major| load(&file(*major))))?;
+    /// One whose code a driver of that major version loads, else a newer one. `None` where there is none that can make
+    /// machine code.
+    pub(super) fn open(toolkits: &[PathBuf], driver_major: u32) -> Option<Self> {
+        let folders = || toolkits.iter().flat_map(|toolkit| [toolkit.join("lib64"), toolkit.join("lib")]);
+        let (fit, newer): (Vec<u32>, Vec<u32>) = MAJORS.into_iter().partition(|major| *major <= driver_major);
+        let library = [fit, newer].iter().find_map(|majors| {
+            let here = folders().find_map(|folder| in_folder(&folder, majors));
+            here.or_else(|| majors.iter().find_map(|major| load(&file(*major))))
+        })?;
         // Never unloaded: it keeps threads and state of its own.
         let library = ManuallyDrop::new(library);
         let api = Api::of(&library)?;
@@ -191,9 +194,9 @@ fn file(major: u32) -> PathBuf {
 }
 
 /// A toolkit's own library. It opens its built-in functions by a bare name, which is found once they are loaded.
-fn in_folder(folder: &Path) -> Option<Library> {
-    MAJORS.into_iter().find_map(|major| {
-        let library = folder.join(file(major));
+fn in_folder(folder: &Path, majors: &[u32]) -> Option<Library> {
+    majors.iter().find_map(|major| {
+        let library = folder.join(file(*major));
         if !library.is_file() {
             return None;
         }

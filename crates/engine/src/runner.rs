@@ -158,3 +158,13 @@ pub trait ModelRunner: Send {
     /// slot, attends over the row's blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
     fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault>;
 }
+
+impl<R: ModelRunner + ?Sized> ModelRunner for Box<R> {
+    fn limits(&self) -> Limits {
+        (**self).limits()
+    }
+
+    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+        (**self).forward(batch, logits)
+    }
+}

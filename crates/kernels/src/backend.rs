@@ -142,6 +142,8 @@ pub trait Backend: Sized + Send {
     /// Bytes that the arena takes.
     fn arena_bytes(arena: &Self::Arena) -> usize;
     fn weight_bytes(weight: &Self::Weight) -> usize;
+    /// Bytes that [`Self::reserve`] took.
+    fn scratch_bytes(&self) -> usize;
     /// The first `len` values, copied to the host: for tests and diagnosis, never in a step.
     fn read(&self, buffer: &Self::Buffer, len: usize) -> Vec<f32>;
     fn read_indices(&self, indices: &Self::Indices, len: usize) -> Vec<u32>;

@@ -149,6 +149,10 @@ impl Backend for Reference {
         weight.values.len() * 4
     }
 
+    fn scratch_bytes(&self) -> usize {
+        0 // what an op needs, it allocates
+    }
+
     fn read(&self, buffer: &Vec<f32>, len: usize) -> Vec<f32> {
         buffer[..len].to_vec()
     }

@@ -52,16 +52,18 @@ pub enum Place {
 }
 
 impl<B: Backend> Model<B> {
-    /// Packs the weights and makes cache and buffers. `progress` hears bytes read, in pieces.
+    /// Packs the weights and makes cache and buffers. `place` is asked for the limits once the weights are there,
+    /// and may look at what memory the device has left. `progress` hears bytes read, in pieces.
     pub fn load(
         spec: ModelSpec,
         checkpoint: &Checked<'_>,
         mut backend: B,
         precision: Precision,
-        limits: StepLimits,
+        place: impl FnOnce(&mut B) -> Result<StepLimits, KernelError>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Self, KernelError> {
         let weights = weights::load(&spec, checkpoint, &mut backend, precision, progress)?;
+        let limits = place(&mut backend)?;
         let arena = backend.arena(spec.n_layers(), &limits, spec.latent_width())?;
         backend.reserve(workspace(&spec, &limits))?;
         let run = RunState::new(&spec, limits.tokens, &mut backend)?;

@@ -158,7 +158,7 @@ fn load(
     limits: kernels::StepLimits,
 ) -> anyhow::Result<Model<Cpu>> {
     let backend = Cpu::new(threads, precision);
-    Ok(Model::load(spec, checked, backend, precision, limits, &mut |_| ())?)
+    Ok(Model::load(spec, checked, backend, precision, |_| Ok(limits), &mut |_| ())?)
 }
 
 pub(crate) fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::anyhow;
-use kernels::cuda::{self, About, Driver, NoGpu};
+use kernels::cuda::{self, About, CudaBackend, Device as _, Driver, Gpu, NoGpu};
+use kernels::{Backend, Cpu, Precision};
 
 use crate::machine;
 
@@ -98,6 +99,78 @@ impl DeviceChoice {
                 Ok(Chosen { device: Device::Gpu(ordinal), why })
             }
         }
+    }
+}
+
+/// A device ready to take a model.
+pub(crate) enum Opened {
+    Cpu(Cpu),
+    Gpu(CudaBackend<Gpu>),
+}
+
+/// Goes on with the backend that is open, whatever its type.
+macro_rules! on_device {
+    ($opened:expr, |$($backend:ident)+| $body:expr) => {
+        match $opened {
+            $crate::device::Opened::Cpu($($backend)+) => $body,
+            $crate::device::Opened::Gpu($($backend)+) => $body,
+        }
+    };
+}
+
+pub(crate) use on_device;
+
+impl Device {
+    /// `threads` are the CPU's; `precision` is that of the cache.
+    pub(crate) fn open(&self, threads: usize, precision: Precision) -> anyhow::Result<Opened> {
+        match *self {
+            Self::Cpu => Ok(Opened::Cpu(Cpu::new(threads, precision))),
+            Self::Gpu(ordinal) => {
+                let gpu = Gpu::open(ordinal, &cuda::kernels(), &machine::code_paths())?;
+                Ok(Opened::Gpu(CudaBackend::new(gpu, precision)))
+            }
+        }
+    }
+}
+
+impl Opened {
+    /// `cpu (avx512-bf16)`
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Self::Cpu(cpu) => format!("cpu ({})", cpu.isa().name()),
+            Self::Gpu(backend) => cuda_name(backend),
+        }
+    }
+
+    /// Memory that can be taken; `None` where nobody tells.
+    pub(crate) fn free_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Cpu(_) => machine::available_memory(),
+            Self::Gpu(backend) => backend.device().free_bytes().ok(),
+        }
+    }
+}
+
+/// `cuda (NVIDIA H100 80GB HBM3, sm_90)`
+fn cuda_name<D: cuda::Device>(backend: &CudaBackend<D>) -> String {
+    let about = backend.device().about();
+    format!("cuda ({}, sm_{})", about.name, about.arch)
+}
+
+/// A backend that may know better than by arithmetic what its weights have left.
+pub(crate) trait FreeMemory: Backend {
+    /// `None`: ask nobody, go by the plan.
+    fn free_beside_weights(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// The system's figure counts pages of the checkpoint that can go.
+impl FreeMemory for Cpu {}
+
+impl<D: cuda::Device> FreeMemory for CudaBackend<D> {
+    fn free_beside_weights(&self) -> Option<u64> {
+        self.device().free_bytes().ok()
     }
 }
 

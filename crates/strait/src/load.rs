@@ -5,7 +5,8 @@ use std::thread;
 use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
-use kernels::{Cpu, KernelError};
+use engine::runner::ModelRunner;
+use kernels::{KernelError, Precision};
 use model::checkpoint::Checkpoint;
 use model::forward::{self, Model};
 use model::spec::{GenerationConfig, ModelSpec};
@@ -14,7 +15,7 @@ use model::weights::default_precision;
 use sha2::{Digest as _, Sha256};
 use text::{ChatTemplate, Tokenizer};
 
-use crate::machine;
+use crate::device::{FreeMemory, Opened, on_device};
 use crate::memory::MemoryPlan;
 use crate::model_dir::ModelFiles;
 use crate::progress::Progress;
@@ -28,7 +29,8 @@ type Digest = [u8; 32];
 
 /// A model and all that answering with it takes.
 pub(crate) struct Loaded {
-    pub model: Model<Cpu>,
+    pub model: Box<dyn ModelRunner>,
+    pub spec: ModelSpec,
     pub text: Text,
     /// Any of them ends an answer.
     pub eos_ids: Vec<u32>,
@@ -50,8 +52,9 @@ pub(crate) struct Text {
 /// What can be said before a weight is packed.
 struct Prepared<'a> {
     checked: Checked<'a>,
-    backend: Cpu,
-    plan: MemoryPlan,
+    /// Of weights and cache.
+    precision: Precision,
+    device: Opened,
 }
 
 /// `tell` hears the share of the weights that is done.
@@ -70,25 +73,38 @@ pub(crate) fn load(
         let model = weights(files, &spec, settings, tell);
         (text.join().unwrap_or_else(|_| Err(anyhow!("reading the tokenizer failed"))), model)
     });
-    let (text, (model, plan, weights_sample)) = both(text, model)?;
+    let (text, Packed { model, plan, device, sample }) = both(text, model)?;
     let eos_ids = if eos_ids.is_empty() { text.tokenizer.eos_id().into_iter().collect() } else { eos_ids };
     if eos_ids.is_empty() {
         tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
     }
-    let device = format!("cpu ({})", model.backend().isa().name());
     let unit = forward::prefill_unit(&spec, &plan.limits);
     let program =
         [env!("CARGO_PKG_VERSION"), plan.precision.name(), &device, &format!("prefill unit {unit}")];
-    let fingerprint = fingerprint(files, &text.digest, &weights_sample, &program);
-    Ok(Loaded { model, text, eos_ids, generation, plan, fingerprint, device })
+    let fingerprint = fingerprint(files, &text.digest, &sample, &program);
+    Ok(Loaded { model, spec, text, eos_ids, generation, plan, fingerprint, device })
 }
 
 /// The plan alone: everything is checked, nothing is packed.
 pub(crate) fn plan(files: &ModelFiles, settings: &ModelSettings) -> anyhow::Result<(ModelSpec, MemoryPlan)> {
     let (spec, _) = both(files.spec(), files.generation())?;
-    let planned = open(files).and_then(|checkpoint| Ok(prepare(&spec, &checkpoint, settings)?.plan));
+    let planned = open(files).and_then(|checkpoint| {
+        let Prepared { precision, device, .. } = prepare(&spec, &checkpoint, settings)?;
+        let free = device.free_bytes();
+        on_device!(device, |mut backend| settings.memory.plan(&spec, &mut backend, precision, free))
+    });
     let (plan, _) = both(planned, read_text(files, &spec))?;
     Ok((spec, plan))
+}
+
+/// A model on its device.
+struct Packed {
+    model: Box<dyn ModelRunner>,
+    plan: MemoryPlan,
+    /// `cpu (avx512-bf16)`
+    device: String,
+    /// Of the checkpoint's weights.
+    sample: Digest,
 }
 
 fn weights(
@@ -96,33 +112,63 @@ fn weights(
     spec: &ModelSpec,
     settings: &ModelSettings,
     tell: &dyn Fn(f32),
-) -> anyhow::Result<(Model<Cpu>, MemoryPlan, Digest)> {
+) -> anyhow::Result<Packed> {
     let start = Instant::now();
     let checkpoint = open(files)?;
-    let Prepared { checked, backend, mut plan } = prepare(spec, &checkpoint, settings)?;
+    let Prepared { checked, precision, device } = prepare(spec, &checkpoint, settings)?;
     checked.notes.iter().for_each(|note| tracing::warn!("weights: {note}"));
     phase("checkpoint checked", start);
 
     let start = Instant::now();
     let mut progress = Progress::new(checkpoint.bytes(), tell);
     let mut add = |bytes| progress.add(bytes);
-    let model = Model::load(spec.clone(), &checked, backend, plan.precision, plan.limits.clone(), &mut add)
-        .map_err(|error| match error {
+    let (name, free) = (device.name(), device.free_bytes());
+    let (model, plan) =
+        on_device!(device, |backend| { pack(backend, spec, &checked, settings, precision, free, &mut add) })?;
+    drop(progress);
+    phase("weights packed", start);
+    Ok(Packed { model, plan, device: name, sample: sample(&checkpoint) })
+}
+
+/// Plans the memory of which `free` bytes are available, then fills it.
+fn pack<B: FreeMemory + 'static>(
+    mut backend: B,
+    spec: &ModelSpec,
+    checked: &Checked<'_>,
+    settings: &ModelSettings,
+    precision: Precision,
+    free: Option<u64>,
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<(Box<dyn ModelRunner>, MemoryPlan)> {
+    let policy = &settings.memory;
+    let mut plan = policy.plan(spec, &mut backend, precision, free)?;
+    let mut unfit = None;
+    let place = |backend: &mut B| {
+        let activations = forward::activation_bytes(spec, plan.limits.tokens) as u64;
+        let fits = backend
+            .free_beside_weights()
+            .map_or(Ok(()), |free| policy.fit_into(&mut plan, free, activations));
+        unfit = fits.err();
+        Ok(plan.limits.clone())
+    };
+    let loaded = Model::load(spec.clone(), checked, backend, precision, place, progress);
+    if let Some(unfit) = unfit {
+        return Err(unfit);
+    }
+    let model = loaded.map_err(|error| match error {
         KernelError::Memory { .. } => anyhow!("loading the model: {error}; {}", plan.remedy()),
         error => anyhow::Error::new(error).context("loading the weights"),
     })?;
-    drop(progress);
     plan.weight_bytes = model.weight_bytes() as u64;
     plan.kv_bytes = model.arena_bytes() as u64;
-    phase("weights packed", start);
-    Ok((model, plan, sample(&checkpoint)))
+    Ok((Box::new(model), plan))
 }
 
 fn open(files: &ModelFiles) -> anyhow::Result<Checkpoint> {
     Ok(files.checkpoint()?)
 }
 
-/// Checks every tensor and decides what memory goes where.
+/// Checks every tensor, and opens the device.
 fn prepare<'a>(
     spec: &ModelSpec,
     checkpoint: &'a Checkpoint,
@@ -135,13 +181,12 @@ fn prepare<'a>(
     if let Some(kv) = settings.kv_dtype.filter(|kv| *kv != precision) {
         let (kv, weights) = (kv.name(), precision.name());
         return Err(anyhow!(
-            "kv-cache-dtype: {kv}, but the weights are computed in {weights}, and on the CPU the cache is held in \
-             the same; leave it at auto, or give --dtype {kv}"
+            "kv-cache-dtype: {kv}, but the weights are computed in {weights}, and the cache is held in the same; \
+             leave it at auto, or give --dtype {kv}"
         ));
     }
-    let mut backend = Cpu::new(settings.threads, precision);
-    let plan = settings.memory.plan(spec, &mut backend, machine::available_memory())?;
-    Ok(Prepared { checked, backend, plan })
+    let device = chosen.device.open(settings.threads, precision)?;
+    Ok(Prepared { checked, precision, device })
 }
 
 fn read_text(files: &ModelFiles, spec: &ModelSpec) -> anyhow::Result<Text> {

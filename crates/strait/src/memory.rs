@@ -4,7 +4,7 @@
 use std::fmt;
 
 use anyhow::{Context as _, ensure};
-use kernels::{Backend as _, Cpu, Precision, StepLimits};
+use kernels::{Backend, Precision, StepLimits};
 use model::forward;
 use model::plan::Parameters;
 use model::spec::{Mlp, ModelSpec};
@@ -55,14 +55,15 @@ pub(crate) struct MemoryPlan {
 }
 
 impl MemoryPolicy {
-    /// `backend` reserves the scratch of the largest step, whose size nobody else knows.
-    pub(crate) fn plan(
+    /// `backend` reserves the scratch of the largest step, whose size nobody else knows; `available_bytes` were free
+    /// before. Weights and cache are held in `precision`.
+    pub(crate) fn plan<B: Backend>(
         &self,
         spec: &ModelSpec,
-        backend: &mut Cpu,
+        backend: &mut B,
+        precision: Precision,
         available_bytes: Option<u64>,
     ) -> anyhow::Result<MemoryPlan> {
-        let precision = backend.precision();
         let wanted = self.context_len.unwrap_or(spec.context_len);
         ensure!(
             wanted <= spec.context_len,
@@ -70,18 +71,60 @@ impl MemoryPolicy {
              that",
             spec.context_len
         );
-        let mut limits = self.limits(spec, wanted);
+        let limits = self.limits(spec, wanted);
         backend.reserve(forward::workspace(spec, &limits)).context("the buffers of a step")?;
         let buffer_bytes = (forward::activation_bytes(spec, limits.tokens)
             + backend.scratch_bytes()
             + limits.outputs * limits.vocab_size * 4) as u64;
         let weight_bytes = packed_weight_bytes(spec, precision);
         let kv_bytes_per_token = spec.kv_bytes_per_token(precision.size()) as u64;
-        let block_bytes = kv_bytes_per_token * limits.block_len as u64;
         let pool = match self.kv_bytes {
             Some(bytes) => Pool { bytes, of: "--kv-cache-memory".into() },
             None => self.pool_within(available_bytes, weight_bytes, buffer_bytes)?,
         };
+        let mut plan = MemoryPlan {
+            limits,
+            weight_bytes,
+            kv_bytes: 0,
+            kv_bytes_per_token,
+            buffer_bytes,
+            available_bytes,
+            precision,
+            notes: Vec::new(),
+        };
+        self.fit(&mut plan, &pool)?;
+        Ok(plan.with_warnings())
+    }
+
+    /// Once the weights are there: the pool must fit into what is left of the share. `free_bytes` are, with the scratch
+    /// of a step reserved and its `activation_bytes` not yet.
+    pub(crate) fn fit_into(
+        &self,
+        plan: &mut MemoryPlan,
+        free_bytes: u64,
+        activation_bytes: u64,
+    ) -> anyhow::Result<()> {
+        let (Some(before), None) = (plan.available_bytes, self.kv_bytes) else { return Ok(()) };
+        let kept = before - (before as f64 * self.share) as u64;
+        let bytes = free_bytes.saturating_sub(kept + activation_bytes);
+        if bytes >= plan.kv_bytes {
+            return Ok(());
+        }
+        let of = format!(
+            "{} free beside the weights - {} of activations - {} that --memory-utilization {} leaves free",
+            show(free_bytes),
+            show(activation_bytes),
+            show(kept),
+            self.share
+        );
+        self.fit(plan, &Pool { bytes, of })
+    }
+
+    /// As many blocks as are needed and fit into `pool`; the context shrinks with them.
+    fn fit(&self, plan: &mut MemoryPlan, pool: &Pool) -> anyhow::Result<()> {
+        let MemoryPlan { limits, kv_bytes_per_token, .. } = plan;
+        let wanted = limits.context_len;
+        let block_bytes = *kv_bytes_per_token * limits.block_len as u64;
         // Of block 0 nothing is lent: padding points to it.
         let lendable = (pool.bytes / block_bytes).min(SLOTS_MAX / limits.block_len as u64).saturating_sub(1);
         ensure!(
@@ -95,7 +138,6 @@ impl MemoryPolicy {
         );
         let enough = (self.sequences * limits.table_width()) as u64;
         limits.n_blocks = 1 + if self.kv_bytes.is_some() { lendable } else { lendable.min(enough) } as usize;
-        let mut notes = Vec::new();
         let room = (limits.n_blocks - 1) * limits.block_len;
         if room < wanted {
             let arithmetic = format!(
@@ -112,20 +154,10 @@ impl MemoryPolicy {
                  --strict-context"
             );
             limits.context_len = room;
-            notes.push(format!("the context shrinks to {room} tokens: {arithmetic}"));
+            plan.notes.push(format!("the context shrinks to {room} tokens: {arithmetic}"));
         }
-        let kv_bytes = limits.n_blocks as u64 * block_bytes;
-        let plan = MemoryPlan {
-            limits,
-            weight_bytes,
-            kv_bytes,
-            kv_bytes_per_token,
-            buffer_bytes,
-            available_bytes,
-            precision,
-            notes,
-        };
-        Ok(plan.with_warnings())
+        plan.kv_bytes = limits.n_blocks as u64 * block_bytes;
+        Ok(())
     }
 
     /// All but the number of blocks.
@@ -260,6 +292,7 @@ fn packed_weight_bytes(spec: &ModelSpec, precision: Precision) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kernels::Cpu;
 
     /// 3 layers of a latent of 48 numbers: 576 B a token in f32, context 2048.
     const CONFIG: &[u8] = include_bytes!("../../../tests/goldens/v3-tied-f32/config.json");
@@ -278,7 +311,7 @@ mod tests {
 
     fn plan(policy: &MemoryPolicy, available: u64) -> anyhow::Result<MemoryPlan> {
         let spec = ModelSpec::parse(CONFIG).unwrap();
-        policy.plan(&spec, &mut Cpu::new(1, Precision::F32), Some(available))
+        policy.plan(&spec, &mut Cpu::new(1, Precision::F32), Precision::F32, Some(available))
     }
 
     #[test]
@@ -315,6 +348,23 @@ mod tests {
         let strict = MemoryPolicy { strict_context: true, ..small };
         let error = plan(&strict, 8 << 30).unwrap_err().to_string();
         assert!(error.contains("at most 576"), "{error}");
+    }
+
+    #[test]
+    fn a_pool_that_does_not_fit_beside_the_weights_shrinks() {
+        let available = 8 << 20;
+        let mut plan = plan(&policy(), available).unwrap();
+        let (whole, half_kept) = (plan.kv_bytes, available / 2);
+        policy().fit_into(&mut plan, half_kept + 4096 + whole, 4096).unwrap();
+        assert_eq!(plan.kv_bytes, whole);
+        policy().fit_into(&mut plan, half_kept + 4096 + 10 * 64 * 576, 4096).unwrap();
+        assert_eq!((plan.limits.n_blocks, plan.limits.context_len), (10, 9 * 64));
+        assert!(plan.notes[0].contains("--memory-utilization 0.5 leaves free"), "{:?}", plan.notes);
+        let error = policy().fit_into(&mut plan, half_kept, 4096).unwrap_err().to_string();
+        assert!(error.contains("holds no two KV blocks"), "{error}");
+        // Who said how much the pool shall have is not asked again.
+        let given = MemoryPolicy { kv_bytes: Some(1), ..policy() };
+        given.fit_into(&mut plan, 0, 0).unwrap();
     }
 
     #[test]

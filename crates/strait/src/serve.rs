@@ -152,7 +152,7 @@ pub(crate) fn load_and_run(
 ) -> anyhow::Result<()> {
     let loaded = load::load(files, model, &|share| app.set_progress(share))?;
     let welcome = Welcome::of(&loaded, model.threads);
-    let Loaded { model, text, eos_ids, generation, plan, fingerprint, device } = loaded;
+    let Loaded { model, text, eos_ids, generation, plan, fingerprint, device, .. } = loaded;
     let defaults = Defaults {
         temperature: load::default_temperature(&generation),
         top_p: generation.top_p,
@@ -203,7 +203,7 @@ pub(crate) struct Welcome {
 
 impl Welcome {
     fn of(loaded: &Loaded, threads: usize) -> Self {
-        let spec = loaded.model.spec();
+        let spec = &loaded.spec;
         Self {
             family: spec.model_type.clone(),
             parameters: model::plan::Parameters::of(spec).total(),

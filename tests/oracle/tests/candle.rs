@@ -128,7 +128,7 @@ fn strait(dir: &Path, config: &Value) -> Model<Cpu> {
         n_blocks: PROMPTS.len() * 20 + 1,
     };
     let backend = Cpu::new(2, Precision::F32);
-    Model::load(spec, &checked, backend, Precision::F32, limits, &mut |_| ()).unwrap()
+    Model::load(spec, &checked, backend, Precision::F32, |_| Ok(limits), &mut |_| ()).unwrap()
 }
 
 fn candle(dir: &Path, config: &Value) -> DeepSeekV2 {

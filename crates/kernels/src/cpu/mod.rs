@@ -88,11 +88,6 @@ impl Cpu {
         self.pool.threads()
     }
 
-    /// Bytes of scratch memory reserved.
-    pub fn scratch_bytes(&self) -> usize {
-        self.scratch.bytes()
-    }
-
     /// `task(worker, item)` for each item, on all threads if there are more than a few.
     fn rows(&mut self, items: usize, task: &(dyn Fn(usize, usize) + Sync)) {
         if items < FEW_ROWS {
@@ -204,6 +199,10 @@ impl Backend for Cpu {
 
     fn weight_bytes(weight: &PackedMatrices) -> usize {
         weight.bytes()
+    }
+
+    fn scratch_bytes(&self) -> usize {
+        self.scratch.bytes()
     }
 
     fn read(&self, buffer: &Vec<f32>, len: usize) -> Vec<f32> {

@@ -53,3 +53,5 @@ pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, _: LmHead<'_, CudaBacke
     b.finish()?;
     Err(absent("lm_head"))
 }
+
+pub(super) const KERNELS: &[&super::Kernel] = &[];

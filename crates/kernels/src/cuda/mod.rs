@@ -33,7 +33,7 @@ use crate::ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits, StepState};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, PoisonError};
 use step::DeviceStep;
 
@@ -41,6 +41,11 @@ use step::DeviceStep;
 const GRAPHS_MAX: usize = 64;
 /// Launches of one step, a bound for the list's memory: a deep model has some 1,200.
 const LAUNCHES: usize = 2048;
+
+/// Every kernel that a step may launch.
+pub fn kernels() -> Vec<&'static Kernel> {
+    [gemm::KERNELS, mla::KERNELS, prefill::KERNELS, rows::KERNELS].concat()
+}
 
 /// Memory that launches on the list may still touch goes here when its owner lets go; emptied when the list has run.
 type Bin<D> = Arc<Mutex<Vec<<D as Device>::Memory>>>;
@@ -109,6 +114,8 @@ struct Reserved<D: Device> {
     gemm: gemm::Scratch<D>,
     mla_scratch: mla::Scratch<D>,
     prefill: prefill::Scratch<D>,
+    /// Of all that, but for the angles.
+    bytes: usize,
 }
 
 pub struct CudaBackend<D: Device> {
@@ -124,6 +131,8 @@ pub struct CudaBackend<D: Device> {
     graphs: Vec<(Vec<Launch>, D::Graph)>,
     /// Replay lists that were met before.
     use_graphs: bool,
+    /// Bytes allocated so far, whether they still live or not.
+    taken: Cell<usize>,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -138,6 +147,7 @@ impl<D: Device> CudaBackend<D> {
             bin: Arc::default(),
             graphs: Vec::new(),
             use_graphs: true,
+            taken: Cell::new(0),
         }
     }
 
@@ -155,7 +165,9 @@ impl<D: Device> CudaBackend<D> {
     }
 
     fn hold(&self, bytes: usize, what: &'static str) -> Result<Held<D>> {
-        Ok(Held { memory: Some(self.device.allocate(bytes.max(4), what)?), bin: self.bin.clone() })
+        let memory = self.device.allocate(bytes.max(4), what)?;
+        self.taken.set(self.taken.get() + D::bytes(&memory));
+        Ok(Held { memory: Some(memory), bin: self.bin.clone() })
     }
 
     fn reserved(&self, op: &'static str) -> Result<&Reserved<D>> {
@@ -322,14 +334,21 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.flush()?;
         self.graphs.clear();
         self.reserved = None;
+        self.empty_bin();
         self.state = StepState::new(&workspace.limits);
+        let before = self.taken.get();
         let mla_scratch = mla::Scratch::new(self, &workspace)?;
+        let step = DeviceStep::new(&self.device, &workspace.limits, mla_scratch.pass_items())?;
+        let gemm = gemm::Scratch::new(self, &workspace)?;
+        let prefill = prefill::Scratch::new(self, &workspace)?;
+        let bytes = self.taken.get() - before + step.bytes();
         self.reserved = Some(Reserved {
-            step: DeviceStep::new(&self.device, &workspace.limits, mla_scratch.pass_items())?,
+            step,
             angles: None,
-            gemm: gemm::Scratch::new(self, &workspace)?,
-            prefill: prefill::Scratch::new(self, &workspace)?,
+            gemm,
+            prefill,
             mla_scratch,
+            bytes,
             limits: workspace.limits,
             mla: workspace.mla,
         });
@@ -360,6 +379,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         weight.bytes()
     }
 
+    fn scratch_bytes(&self) -> usize {
+        self.reserved.as_ref().map_or(0, |reserved| reserved.bytes)
+    }
+
     fn read(&self, buffer: &CudaBuffer<D>, len: usize) -> Vec<f32> {
         self.download(buffer, len, f32::from_ne_bytes)
     }
@@ -370,8 +393,12 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
         self.flush()?;
-        let limits = self.reserved("begin_step")?.limits.clone();
-        self.state.load(step, &limits)?;
+        let Some(Reserved { limits, mla, .. }) = &self.reserved else {
+            return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
+        };
+        let width = 2 * rope.inv_freq.len();
+        require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
+        self.state.load(step, limits)?;
         self.angles(rope)?;
         let Self { device, reserved: Some(reserved), state, .. } = self else { return Ok(()) };
         reserved.step.load(device, state)

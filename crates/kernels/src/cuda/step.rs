@@ -87,6 +87,10 @@ impl<D: Device> DeviceStep<D> {
         })
     }
 
+    pub(crate) fn bytes(&self) -> usize {
+        D::bytes(&self.memory)
+    }
+
     /// Lays the step out and writes it.
     pub(crate) fn load(&mut self, device: &D, state: &StepState) -> Result<()> {
         let Layout { tokens, positions, slots, row_of, outputs, copies, first_item, items } = self.layout;

@@ -110,7 +110,7 @@ impl Golden {
     ) -> Model<B> {
         let checkpoint = Checkpoint::open(&self.dir).unwrap();
         let checked = tensors::check(&spec, &checkpoint).unwrap();
-        Model::load(spec, &checked, backend, precision, limits, &mut |_| ()).unwrap()
+        Model::load(spec, &checked, backend, precision, |_| Ok(limits), &mut |_| ()).unwrap()
     }
 }
 

@@ -201,6 +201,12 @@ impl<D: Device> CudaBackend<D> {
         self.bin.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// What ops have put on the list, taken off it before it ran: to be run, captured and timed by the caller, while all
+    /// that the ops named lives.
+    pub fn take_launches(&mut self) -> Vec<Launch> {
+        std::mem::take(self.list.get_mut())
+    }
+
     /// The end of a step: runs the list, as a graph if it was met before.
     fn finish(&mut self) -> Result<()> {
         let captured = self.reserved("finish")?.step.expanded.is_empty() && self.use_graphs;

@@ -133,6 +133,10 @@ pub struct Assumptions {
     pub bandwidth_bytes: Option<f64>,
     /// Longest sequence, in tokens.
     pub context_len: usize,
+    /// Devices with that memory and bandwidth each. Routed experts are divided among them; everything else is on each, and
+    /// so are the sequences that each attends for (expert parallelism with data-parallel attention: a latent row is the
+    /// same for all heads, so that dividing heads would store it on every device).
+    pub devices: u64,
 }
 
 /// A model's memory and the speed that bandwidth allows. `Display` prints it as a table.
@@ -168,6 +172,13 @@ impl Plan {
         self.bytes_of(self.parameters.total())
     }
 
+    /// Weights on one of the devices; of the experts, the largest share.
+    pub fn weight_bytes_per_device(&self) -> u64 {
+        let (n, _, expert) = self.experts;
+        let elsewhere = (n - n.div_ceil(self.assumptions.devices.max(1))) * expert;
+        self.bytes_of(self.parameters.total() - elsewhere)
+    }
+
     fn bytes_of(&self, parameters: u64) -> u64 {
         (parameters as f64 * self.assumptions.weight_bytes) as u64
     }
@@ -187,10 +198,10 @@ impl Plan {
         self.parameters.always_read() + top_k * expert
     }
 
-    /// Tokens whose cache fits beside the weights; `None` if the memory is not given.
+    /// Tokens whose cache fits beside the weights, on one of the devices; `None` if the memory is not given.
     pub fn tokens_that_fit(&self) -> Option<u64> {
         let memory = self.assumptions.memory_bytes?;
-        Some(memory.saturating_sub(self.weight_bytes()) / self.kv_bytes_per_token().max(1))
+        Some(memory.saturating_sub(self.weight_bytes_per_device()) / self.kv_bytes_per_token().max(1))
     }
 
     /// Sequences of `len` tokens that fit.
@@ -198,17 +209,18 @@ impl Plan {
         Some(self.tokens_that_fit()? / len.max(1) as u64)
     }
 
-    /// Bytes that a decode step of `batch` sequences of `depth` tokens must read. Experts are read
+    /// Bytes that a decode step of `batch` sequences of `depth` tokens on each device must read there. Experts are read
     /// once a step; how many differ is what evenly spread routing expects.
     pub fn step_bytes(&self, batch: u64, depth: u64) -> f64 {
         let (n, top_k, expert) = self.experts;
-        let missed = (1.0 - top_k as f64 / n.max(1) as f64).powf(batch as f64);
-        let experts = n as f64 * (1.0 - missed) * expert as f64;
+        let devices = self.assumptions.devices.max(1);
+        let missed = (1.0 - top_k as f64 / n.max(1) as f64).powf((batch * devices) as f64);
+        let experts = n as f64 / devices as f64 * (1.0 - missed) * expert as f64;
         let weights = (self.parameters.always_read() as f64 + experts) * self.assumptions.weight_bytes;
         weights + batch as f64 * depth as f64 * self.kv_bytes_per_token() as f64
     }
 
-    /// Tokens a second that bandwidth allows; `None` if it is not given.
+    /// Tokens a second that one device's bandwidth allows it; `None` if it is not given.
     pub fn decode_tokens_per_second(&self, batch: u64, depth: u64) -> Option<f64> {
         Some(batch as f64 * self.assumptions.bandwidth_bytes? / self.step_bytes(batch, depth))
     }
@@ -258,7 +270,19 @@ impl Plan {
         let (Some(memory), Some(tokens)) = (self.assumptions.memory_bytes, self.tokens_that_fit()) else {
             return Ok(());
         };
-        writeln!(f, "\nIn {} beside the weights", bytes(memory))?;
+        let weights = self.weight_bytes_per_device();
+        match self.assumptions.devices {
+            0 | 1 => writeln!(f, "\nIn {} beside the weights", bytes(memory))?,
+            n => writeln!(
+                f,
+                "\nOn each of {n} devices of {}, {} of weights (experts divided, the rest on each)",
+                bytes(memory),
+                bytes(weights)
+            )?,
+        }
+        if weights > memory {
+            return writeln!(f, "  the weights do not fit: {} more are needed", bytes(weights - memory));
+        }
         writeln!(f, "  {:<16}{tokens:>12}", "tokens")?;
         let context_len = self.assumptions.context_len;
         for len in BTreeSet::from([context_len.min(4096), context_len]) {
@@ -270,7 +294,8 @@ impl Plan {
 
     fn write_speed(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(bandwidth) = self.assumptions.bandwidth_bytes else { return Ok(()) };
-        writeln!(f, "\nDecoding at {:.1} GB/s, tokens a second at most", bandwidth / 1e9)?;
+        let each = if self.assumptions.devices > 1 { " on each device" } else { "" };
+        writeln!(f, "\nDecoding at {:.1} GB/s, tokens a second at most{each}", bandwidth / 1e9)?;
         writeln!(f, "  {:<16}{:>12}{:>14}", "depth", "batch 1", "batch 16")?;
         for depth in [0, 2048, 8192] {
             let [one, many] = [1, 16].map(|b| self.decode_tokens_per_second(b, depth).unwrap_or_default());

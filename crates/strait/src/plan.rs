@@ -17,7 +17,8 @@ const PROBE_BYTES: usize = 512 << 20;
 
 /// Tell what a model would need and what it could do here, without its weights
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  strait plan ./config.json --memory 80GiB --bandwidth 3350 --dtype bf16")]
+#[command(after_help = "Example:\n  strait plan ./config.json --memory 80GiB --bandwidth 3350 --dtype bf16
+  strait plan ./config.json --memory 141GB --bandwidth 4800 --dtype fp8 --devices 8")]
 pub(crate) struct Flags {
     /// `demo`, a directory with a config.json, or the config.json itself
     model: String,
@@ -27,9 +28,13 @@ pub(crate) struct Flags {
     /// Memory bandwidth in GB/s [default: measured here]
     #[arg(long, value_name = "GB/s")]
     bandwidth: Option<f64>,
-    /// What weights and KV cache are held in; auto is what the config says [default: auto]
-    #[arg(long, value_name = "auto|bf16|f32")]
+    /// What weights and KV cache are held in; auto is what the config says, fp8 are weights of 8 bits with a scale for
+    /// each 128 x 128 and a cache in bf16 [default: auto]
+    #[arg(long, value_name = "auto|bf16|f32|fp8")]
     dtype: Option<String>,
+    /// Devices with that memory and bandwidth each, the experts divided among them [default: 1]
+    #[arg(long, value_name = "N")]
+    devices: Option<u64>,
     /// Longest sequence, in tokens [default: the checkpoint's]
     #[arg(long, value_name = "N")]
     max_model_len: Option<usize>,
@@ -37,7 +42,7 @@ pub(crate) struct Flags {
 
 pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     let dtype = flags.dtype.as_deref().unwrap_or("auto");
-    let given = given_precision(dtype)?;
+    let widths = widths(dtype)?;
     let memory = flags.memory.as_deref().map(size::parse).transpose();
     let memory_bytes = memory.map_err(|what| usage("memory", &what))?.or_else(machine::available_memory);
     if flags.bandwidth.is_some_and(|gb| !(gb > 0.0 && gb < 1e9)) {
@@ -46,15 +51,23 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     if flags.max_model_len.is_some_and(|len| len < 2) {
         return Err(usage("max-model-len", "give a number of tokens, 2 or more"));
     }
+    let devices = flags.devices.unwrap_or(1);
+    if !(1..=1024).contains(&devices) {
+        return Err(usage("devices", "give a number from 1 to 1024"));
+    }
     let spec = ModelSpec::parse(&config(&flags.model)?)?;
-    let element = given.unwrap_or_else(|| stored(&spec)).size() as f64;
+    let (weight_bytes, kv_bytes) = widths.unwrap_or_else(|| {
+        let element = stored(&spec).size() as f64;
+        (element, element)
+    });
     let bandwidth = match flags.bandwidth {
         Some(gb) => gb * 1e9,
         None => Cpu::new(machine::default_threads(), Precision::Bf16).read_bandwidth(PROBE_BYTES)?,
     };
     let assumptions = Assumptions {
-        weight_bytes: element,
-        kv_bytes: element,
+        weight_bytes,
+        kv_bytes,
+        devices,
         memory_bytes,
         bandwidth_bytes: Some(bandwidth),
         context_len: flags.max_model_len.unwrap_or(spec.context_len),
@@ -66,9 +79,15 @@ fn usage(option: &str, what: &str) -> Failure {
     Failure::Usage(format!("{option}: {what}"))
 }
 
-/// `None`: auto.
-fn given_precision(text: &str) -> Result<Option<Precision>, Failure> {
-    crate::settings::precision(text).map_err(|what| usage("dtype", &what))
+/// Bytes of a weight and of a number in the cache; `None`: auto.
+fn widths(dtype: &str) -> Result<Option<(f64, f64)>, Failure> {
+    /// A byte, and 4 for each block of 128 x 128.
+    const FP8: f64 = 1.0 + 4.0 / (128.0 * 128.0);
+    if dtype == "fp8" {
+        return Ok(Some((FP8, 2.0)));
+    }
+    let given = crate::settings::precision(dtype).map_err(|what| usage("dtype", &what))?;
+    Ok(given.map(|precision| (precision.size() as f64, precision.size() as f64)))
 }
 
 fn config(model: &str) -> anyhow::Result<Vec<u8>> {

@@ -15,6 +15,7 @@ const BF16: Assumptions = Assumptions {
     memory_bytes: Some(80 << 30),
     bandwidth_bytes: Some(100e9),
     context_len: 163_840,
+    devices: 1,
 };
 
 #[test]
@@ -76,6 +77,27 @@ fn what_fits_and_how_fast() {
         Assumptions { memory_bytes: None, bandwidth_bytes: None, ..BF16 },
     );
     assert_eq!((unknown.tokens_that_fit(), unknown.decode_tokens_per_second(1, 0)), (None, None));
+}
+
+/// DeepSeek-V3 in FP8 on eight devices: an eighth of the experts on each, and everything else.
+#[test]
+fn experts_are_divided_among_devices() {
+    let eight = Assumptions { weight_bytes: 1.0, devices: 8, ..BF16 };
+    let (whole, plan) = (
+        Plan::new(&spec("deepseek-v3"), Assumptions { weight_bytes: 1.0, ..BF16 }),
+        Plan::new(&spec("deepseek-v3"), eight),
+    );
+    let p = plan.parameters;
+    assert_eq!(plan.weight_bytes_per_device(), p.total() - p.routed_experts / 8 * 7);
+    assert_eq!(plan.weight_bytes(), whole.weight_bytes());
+    // Eight times as many sequences hit more experts, but no device reads more than its eighth.
+    let all = (p.total() - p.embedding - p.routed_experts / 8 * 7) as f64;
+    assert!((plan.step_bytes(1000, 0) / all - 1.0).abs() < 1e-9);
+    let few = plan.step_bytes(1, 0);
+    assert!(few < whole.step_bytes(8, 0) && few > whole.step_bytes(1, 0) - p.routed_experts as f64 / 8.0);
+    // Experts that do not divide evenly: the largest share counts.
+    let uneven = Plan::new(&spec("deepseek-v3"), Assumptions { devices: 96, ..eight });
+    assert_eq!(uneven.weight_bytes_per_device(), p.total() - p.routed_experts / 256 * 253);
 }
 
 #[test]

@@ -1,57 +1,136 @@
 //! Products of weights with activations: dense, gated, by expert, by head.
 
-use super::{CudaBackend, Device, Held};
-use crate::backend::Workspace;
-use crate::error::{KernelError, Result};
-use crate::ops::{AbsorbOutput, AbsorbQuery, Experts, GatedMlp, Linear, LmHead};
-
+mod experts;
 mod pack;
+mod product;
+mod scratch;
 
-pub use pack::CudaWeight;
-pub(crate) use pack::Kind;
-pub(super) use pack::pack;
+pub(crate) use experts::experts;
+pub(super) use pack::CudaWeight;
+pub(crate) use pack::{Kind, pack};
+pub(crate) use scratch::Scratch;
 
-pub(super) struct Scratch<D: Device> {
-    _middle: Option<Held<D>>,
-}
+use super::device::{Kernel, Ptr, params};
+use super::step::{DeviceStep, bucket};
+use super::{CudaBackend, Device};
+use crate::backend::View;
+use crate::error::{Result, require};
+use crate::ops::{AbsorbOutput, AbsorbQuery, GatedMlp, Linear, LmHead};
+use product::{Finish, Operand, Over, Product, Rows, operand};
 
-impl<D: Device> Scratch<D> {
-    pub(super) fn new(_: &CudaBackend<D>, _: &Workspace) -> Result<Self> {
-        Ok(Self { _middle: None })
+static NORM_OUTPUTS: Kernel =
+    Kernel { name: "smxx_f32_norm_outputs", file: "gemm_rows", threads: 256, shared_bytes_max: 32 };
+
+pub(super) const KERNELS: &[&Kernel] = &{
+    let [a, b, c, d, e, f, g, h, i, j, k] = product::KERNELS;
+    [a, b, c, d, e, f, g, h, i, j, k, &experts::LISTS, &experts::SUM, &NORM_OUTPUTS]
+};
+
+params! {
+    struct NormOutputsParams {
+        x: Ptr,
+        norm: Ptr,
+        out: Ptr,
+        step: Ptr,
+        outputs: Ptr,
+        cols: i32,
+        units: i32,
+        eps: f32,
     }
 }
 
-fn absent(op: &'static str) -> KernelError {
-    KernelError::Device { op, what: "no kernel yet".into() }
+fn output_bucket<D: Device>(step: &DeviceStep<D>) -> usize {
+    if step.outputs == 0 { 0 } else { bucket(step.outputs) }
 }
 
-pub(super) fn linear<D: Device>(_: &CudaBackend<D>, _: &Linear<'_, CudaBackend<D>>) -> Result<()> {
-    Err(absent("linear"))
+fn rows<D: Device>(view: &View<'_, CudaBackend<D>>, group: usize) -> Rows {
+    Rows { at: view.buffer.ptr().offset(4 * view.offset), stride: view.stride, group }
 }
 
-pub(super) fn absorb_query<D: Device>(_: &CudaBackend<D>, _: &AbsorbQuery<'_, CudaBackend<D>>) -> Result<()> {
-    Err(absent("absorb_query"))
+fn dense(at: Ptr, stride: usize, group: usize) -> Rows {
+    Rows { at, stride, group }
+}
+
+pub(super) fn linear<D: Device>(b: &CudaBackend<D>, op: &Linear<'_, CudaBackend<D>>) -> Result<()> {
+    let [_, n, _] = op.weight.shape();
+    let x = operand(b, "linear", op.weight, rows(&op.x, 0), Over::Tokens)?;
+    let finish = if op.accumulate { Finish::Add } else { Finish::Store };
+    let out = dense(op.out.ptr(), n, 0);
+    Product { weight: op.weight, x, out, finish, over: Over::Tokens }.launch(b, "linear")
+}
+
+pub(super) fn absorb_query<D: Device>(
+    b: &CudaBackend<D>,
+    op: &AbsorbQuery<'_, CudaBackend<D>>,
+) -> Result<()> {
+    let (d, over) = (&op.dims, Over::LatentTokens);
+    let x = operand(b, "absorb_query", op.w_uk, rows(&op.q, d.qk_head_dim()), over)?;
+    let out = dense(op.out.ptr(), d.n_heads * d.latent_width(), d.latent_width());
+    Product { weight: op.w_uk, x, out, finish: Finish::Store, over }.launch(b, "absorb_query")
 }
 
 pub(super) fn absorb_output<D: Device>(
-    _: &CudaBackend<D>,
-    _: &AbsorbOutput<'_, CudaBackend<D>>,
+    b: &CudaBackend<D>,
+    op: &AbsorbOutput<'_, CudaBackend<D>>,
 ) -> Result<()> {
-    Err(absent("absorb_output"))
+    let (d, over) = (&op.dims, Over::LatentTokens);
+    let latent = dense(op.latent.ptr(), d.n_heads * d.kv_lora_rank, d.kv_lora_rank);
+    let x = operand(b, "absorb_output", op.w_uv, latent, over)?;
+    let out = dense(op.out.ptr(), d.n_heads * d.v_head_dim, d.v_head_dim);
+    Product { weight: op.w_uv, x, out, finish: Finish::Store, over }.launch(b, "absorb_output")
 }
 
-pub(super) fn gated_mlp<D: Device>(_: &CudaBackend<D>, _: &GatedMlp<'_, CudaBackend<D>>) -> Result<()> {
-    Err(absent("gated_mlp"))
-}
-
-pub(super) fn experts<D: Device>(_: &CudaBackend<D>, _: &Experts<'_, CudaBackend<D>>) -> Result<()> {
-    Err(absent("experts"))
+pub(super) fn gated_mlp<D: Device>(b: &CudaBackend<D>, op: &GatedMlp<'_, CudaBackend<D>>) -> Result<()> {
+    let [_, hidden, intermediate] = op.down.shape();
+    let x = operand(b, "gated_mlp", op.gate_up, rows(&op.x, 0), Over::Tokens)?;
+    let rounded = op.down.kind() != Kind::F32;
+    let (stride, size) = if rounded { (op.down.units() * 32, 2) } else { (intermediate, 4) };
+    let middle = b.reserved("gated_mlp")?.gemm.middle("gated_mlp", b.token_bucket() * stride * size)?;
+    let middle = dense(middle, stride, 0);
+    let (weight, over) = (op.gate_up, Over::Tokens);
+    Product { weight, x, out: middle, finish: Finish::Gated, over }.launch(b, "gated_mlp")?;
+    let (x, out) = (Operand { rows: middle, rounded }, dense(op.out.ptr(), hidden, 0));
+    Product { weight: op.down, x, out, finish: Finish::Add, over }.launch(b, "gated_mlp")
 }
 
 /// Ends the step: runs its launches and brings the logits.
-pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, _: LmHead<'_, CudaBackend<D>>) -> Result<()> {
+pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, op: LmHead<'_, CudaBackend<D>>) -> Result<()> {
+    let [_, vocab, hidden] = op.weight.shape();
+    let reserved = b.reserved("lm_head")?;
+    let (step, scratch) = (&reserved.step, &reserved.gemm);
+    let outputs = output_bucket(step);
+    require(op.logits.len() == step.outputs * vocab, "lm_head", || {
+        format!("{} logits for {} outputs of {vocab}", op.logits.len(), step.outputs)
+    })?;
+    scratch.logits("lm_head", op.logits.len())?;
+    if outputs > 0 {
+        let rounded = op.weight.kind() != Kind::F32;
+        let (stride, size) = if rounded { (op.weight.units() * 32, 2) } else { (hidden, 4) };
+        let normed = scratch.rounded("lm_head", outputs * stride * size)?;
+        let params = NormOutputsParams {
+            x: op.x.ptr(),
+            norm: op.norm.ptr(),
+            out: normed,
+            step: step.header(),
+            outputs: step.output_tokens(),
+            cols: hidden as i32,
+            units: if rounded { op.weight.units() as i32 } else { 0 },
+            eps: op.eps,
+        };
+        b.launch(&NORM_OUTPUTS, [outputs, 1, 1], 32, &params);
+        let x = Operand { rows: dense(normed, stride, 0), rounded };
+        let out = dense(scratch.logits("lm_head", op.logits.len())?.ptr(), vocab, 0);
+        let (weight, finish, over) = (op.weight, Finish::Store, Over::Outputs);
+        Product { weight, x, out, finish, over }.launch(b, "lm_head")?;
+    }
     b.finish()?;
-    Err(absent("lm_head"))
+    if op.logits.is_empty() {
+        return Ok(());
+    }
+    let logits = b.reserved("lm_head")?.gemm.logits("lm_head", op.logits.len())?;
+    // SAFETY: any bytes are numbers; the slice covers those of `op.logits`, which nobody else has now.
+    let bytes = unsafe {
+        std::slice::from_raw_parts_mut(op.logits.as_mut_ptr().cast::<u8>(), size_of_val(op.logits))
+    };
+    b.device.read(logits.get(), 0, bytes)
 }
-
-pub(super) const KERNELS: &[&super::Kernel] = &[];

@@ -26,6 +26,7 @@ struct alignas(8) v2 {
 #if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 
 #define DEV __device__ __forceinline__
+#define DEV_MEMBER DEV // of a struct
 // Whether this compilation is for sm_90 or later; kernels that need it stand in `#if SM90`.
 #define SM90 (__CUDA_ARCH__ >= 900)
 // Last parameter and argument of a function whose caller the emulator should name, where it reports a mistake.

@@ -37,6 +37,7 @@
 #include <cstring>
 
 #define DEV static inline
+#define DEV_MEMBER inline
 #define SM90 1
 // The last argument of a wrapper that can fail: the line that calls it.
 #define SITE sim::Site site = {__builtin_FILE(), __builtin_LINE()}

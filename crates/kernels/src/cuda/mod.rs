@@ -114,6 +114,7 @@ struct Reserved<D: Device> {
     gemm: gemm::Scratch<D>,
     mla_scratch: mla::Scratch<D>,
     prefill: prefill::Scratch<D>,
+    rows: rows::Scratch<D>,
     /// Of all that, but for the angles.
     bytes: usize,
 }
@@ -347,12 +348,14 @@ impl<D: Device> Backend for CudaBackend<D> {
         let step = DeviceStep::new(&self.device, &workspace.limits, mla_scratch.pass_items())?;
         let gemm = gemm::Scratch::new(self, &workspace)?;
         let prefill = prefill::Scratch::new(self, &workspace)?;
+        let rows = rows::Scratch::new(self, &workspace)?;
         let bytes = self.taken.get() - before + step.bytes();
         self.reserved = Some(Reserved {
             step,
             angles: None,
             gemm,
             prefill,
+            rows,
             mla_scratch,
             bytes,
             limits: workspace.limits,

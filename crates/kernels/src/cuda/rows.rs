@@ -4,8 +4,12 @@ use super::device::params;
 use super::{CudaBackend, Device, Kernel, Ptr};
 use crate::backend::View;
 use crate::dtype::Precision;
-use crate::error::{KernelError, Result};
-use crate::ops::{AbsorbQuery, CopyBlocks, Embed, LatentWrite, RmsNorm, Route};
+use crate::error::Result;
+use crate::ops::{AbsorbQuery, CopyBlocks, Embed, LatentWrite, RmsNorm};
+
+mod route;
+
+pub(super) use route::{Scratch, route};
 
 const THREADS: usize = 128;
 
@@ -23,8 +27,17 @@ const LATENT_WRITE_F32: Kernel = kernel("smxx_f32_latent_write", SUM_BYTES as u3
 const ROTATE_QUERY: Kernel = kernel("smxx_f32_rotate_query", 0);
 const COPY_BLOCKS: Kernel = kernel("smxx_u32_copy_blocks", 0);
 
-pub(super) const KERNELS: &[&Kernel] =
-    &[&EMBED, &RMS_NORM, &LATENT_WRITE_BF16, &LATENT_WRITE_F32, &ROTATE_QUERY, &COPY_BLOCKS];
+pub(super) const KERNELS: &[&Kernel] = &[
+    &EMBED,
+    &RMS_NORM,
+    &LATENT_WRITE_BF16,
+    &LATENT_WRITE_F32,
+    &ROTATE_QUERY,
+    &COPY_BLOCKS,
+    &route::LOGITS,
+    &route::LOGITS_MANY,
+    &route::CHOOSE,
+];
 
 params! {
     struct EmbedParams {
@@ -204,10 +217,6 @@ pub(super) fn copy_blocks<D: Device>(b: &CudaBackend<D>, op: &CopyBlocks<'_, Cud
     };
     b.launch(&COPY_BLOCKS, [block_bytes.div_ceil(piece * THREADS), layers, 1], 0, &params);
     Ok(())
-}
-
-pub(super) fn route<D: Device>(_: &CudaBackend<D>, _: &Route<'_, CudaBackend<D>>) -> Result<()> {
-    Err(KernelError::Device { op: "route", what: "no kernel yet".into() })
 }
 
 #[cfg(all(test, feature = "sim"))]

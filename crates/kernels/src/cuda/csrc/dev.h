@@ -82,6 +82,17 @@ DEV u32 vote_mask(bool p) {
     return m;
 }
 
+DEV u32 warp_max_u(u32 x) {
+    u32 y;
+    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
+DEV u32 warp_min_u(u32 x) {
+    u32 y;
+    asm volatile("redux.sync.min.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
+    return y;
+}
+
 // ---- bits and arithmetic
 
 DEV float bits_f(u32 x) { return __uint_as_float(x); }

@@ -275,6 +275,14 @@ DEV void warp_sync(SITE) { sim::warp_sync(site); }
 DEV u32 shfl_xor_u(u32 x, int mask, SITE) { return sim::shuffle(x, lane() ^ mask, site); }
 DEV u32 shfl_idx_u(u32 x, int from, SITE) { return sim::shuffle(x, from, site); }
 DEV u32 vote_mask(bool p, SITE) { return sim::vote(p, site); }
+DEV u32 warp_max_u(u32 x, SITE) {
+    for (int mask = 16; mask > 0; mask >>= 1) {
+        u32 other = sim::shuffle(x, lane() ^ mask, site);
+        x = other > x ? other : x;
+    }
+    return x;
+}
+DEV u32 warp_min_u(u32 x, SITE) { return ~warp_max_u(~x, site); }
 
 DEV float bits_f(u32 x) {
     float f;

@@ -1,30 +1,179 @@
-//! Attention in latent space over paged rows: split over keys, then combined.
+//! Attention in latent space over paged rows: split over keys, then combined. Items, splits and passes are `step.rs`'s.
 
-use super::{CudaBackend, Device, Held};
-use crate::backend::Workspace;
-use crate::error::{KernelError, Result};
+use super::device::params;
+use super::{CudaArena, CudaBackend, Device, Held, Kernel, Ptr};
+use crate::backend::{MlaDims, Workspace};
+use crate::dtype::Precision;
+use crate::error::Result;
 use crate::ops::AttendLatent;
+use std::f32::consts::LOG2_E;
 
+params! {
+    /// See `csrc/mla.h`.
+    struct MlaParams {
+        q: Ptr,
+        layer: Ptr,
+        out: Ptr,
+        partial: Ptr,
+        lse: Ptr,
+        step: Ptr,
+        items: Ptr,
+        first_item: Ptr,
+        pass: i32,
+        heads: i32,
+        rank: i32,
+        width: i32,
+        block_len: i32,
+        tiled: i32,
+        scale: f32,
+    }
+}
+
+/// Keys of a tile of the kernels for any sizes.
+const ANY_KEYS: usize = 64;
+/// Query and sums of an item and head lie in shared memory there.
+const ANY_SHARED_MAX: u32 = 64 << 10;
+
+const ANY_BF16: Kernel =
+    Kernel { name: "smxx_bf16_mla_any", file: "mla_any", threads: 128, shared_bytes_max: ANY_SHARED_MAX };
+const ANY_F32: Kernel = Kernel { name: "smxx_f32_mla_any", ..ANY_BF16 };
+const COMBINE: Kernel = Kernel { name: "smxx_f32_mla_combine", shared_bytes_max: 0, ..ANY_BF16 };
+
+/// A kernel on tensor cores, for latent rows of 512 + 64 numbers in tiled pages; see `csrc/mla_bf16.cu`.
+struct Tensor {
+    kernel: Kernel,
+    shared_bytes: usize,
+}
+
+/// Latent rows that [`Tensor`] kernels are made for.
+const TENSOR_RANK: usize = 512;
+const TENSOR_WIDTH: usize = 576;
+
+impl Tensor {
+    const fn new(name: &'static str, heads: usize, keys: usize, stages: usize) -> Self {
+        // The query stays in registers where one tile of 16 heads is all.
+        let query = if heads == 16 { 0 } else { heads * TENSOR_WIDTH * 2 };
+        let weights = heads * (keys * 2 + 16);
+        let maxima_and_sums = 2 * (keys / 8) * heads * 4;
+        let shared_bytes = stages * keys * TENSOR_WIDTH * 2 + query + weights + maxima_and_sums;
+        let kernel = Kernel { name, file: "mla_bf16", threads: 256, shared_bytes_max: shared_bytes as u32 };
+        Self { kernel, shared_bytes }
+    }
+
+    /// The first that has room on the device: more heads together read the keys fewer times, larger tiles and more of them
+    /// keep more bytes under way.
+    fn of(heads: usize, shared_bytes_max: u32) -> Option<&'static Self> {
+        let order: [&'static Self; 3] = if heads <= 16 {
+            [&M16_K64_S3, &M16_K64_S2, &M16_K32_S2]
+        } else {
+            [&M32_K64_S2, &M32_K32_S3, &M16_K32_S2]
+        };
+        order.into_iter().find(|tensor| tensor.shared_bytes <= shared_bytes_max as usize)
+    }
+}
+
+static M16_K64_S3: Tensor = Tensor::new("smxx_bf16_mla_m16_k64_s3", 16, 64, 3);
+static M16_K64_S2: Tensor = Tensor::new("smxx_bf16_mla_m16_k64_s2", 16, 64, 2);
+static M16_K32_S2: Tensor = Tensor::new("smxx_bf16_mla_m16_k32_s2", 16, 32, 2);
+static M32_K64_S2: Tensor = Tensor::new("smxx_bf16_mla_m32_k64_s2", 32, 64, 2);
+static M32_K32_S3: Tensor = Tensor::new("smxx_bf16_mla_m32_k32_s3", 32, 32, 3);
+
+pub(super) const KERNELS: &[&Kernel] = &[
+    &ANY_BF16,
+    &ANY_F32,
+    &COMBINE,
+    &M16_K64_S3.kernel,
+    &M16_K64_S2.kernel,
+    &M16_K32_S2.kernel,
+    &M32_K64_S2.kernel,
+    &M32_K32_S3.kernel,
+];
+
+/// Of partial results, unless the smallest pass needs more.
+const PARTIAL_BYTES: usize = 256 << 20;
+
+/// Results of the items of one pass.
 pub(super) struct Scratch<D: Device> {
-    _partials: Option<Held<D>>,
+    /// `[items, heads, kv_lora_rank]` and `[items, heads]`
+    partial: Held<D>,
+    lse: Held<D>,
+    items: usize,
 }
 
 impl<D: Device> Scratch<D> {
-    pub(super) fn new(_: &CudaBackend<D>, _: &Workspace) -> Result<Self> {
-        Ok(Self { _partials: None })
+    pub(super) fn new(b: &CudaBackend<D>, workspace: &Workspace) -> Result<Self> {
+        let (limits, mla) = (&workspace.limits, &workspace.mla);
+        let item = 4 * mla.n_heads * mla.kv_lora_rank;
+        let splits = super::step::splits(limits.context_len);
+        // As many as fit, no more than there can be, and one token's at least.
+        let items = (PARTIAL_BYTES / item).min(limits.tokens * splits).max(splits);
+        Ok(Self {
+            partial: b.hold(items * item, "partial sums of attention")?,
+            lse: b.hold(4 * items * mla.n_heads, "partial sums of attention")?,
+            items,
+        })
     }
 
     /// Items that the partial results of one pass have room for.
     pub(super) fn pass_items(&self) -> usize {
-        1
+        self.items
+    }
+}
+
+/// How attention in latent space is launched.
+struct Plan {
+    kernel: &'static Kernel,
+    shared_bytes: usize,
+    /// Blocks that loop over the items.
+    blocks: usize,
+}
+
+impl Plan {
+    fn new<D: Device>(b: &CudaBackend<D>, arena: &CudaArena<D>, dims: &MlaDims) -> Self {
+        let about = b.device.about();
+        let multiprocessors = about.multiprocessors as usize;
+        if arena.tiled && (dims.kv_lora_rank, dims.latent_width()) == (TENSOR_RANK, TENSOR_WIDTH) {
+            if let Some(tensor) = Tensor::of(dims.n_heads, about.shared_bytes_max) {
+                let Tensor { kernel, shared_bytes, .. } = tensor;
+                return Self { kernel, shared_bytes: *shared_bytes, blocks: multiprocessors };
+            }
+        }
+        let kernel = match arena.precision {
+            Precision::Bf16 => &ANY_BF16,
+            Precision::F32 => &ANY_F32,
+        };
+        let shared_bytes = 4 * (dims.latent_width() + dims.kv_lora_rank + 3 * ANY_KEYS);
+        Self { kernel, shared_bytes, blocks: 8 * multiprocessors }
     }
 }
 
 pub(super) fn attend_latent<D: Device>(
-    _: &CudaBackend<D>,
-    _: &AttendLatent<'_, CudaBackend<D>>,
+    b: &CudaBackend<D>,
+    op: &AttendLatent<'_, CudaBackend<D>>,
 ) -> Result<()> {
-    Err(KernelError::Device { op: "attend_latent", what: "no kernel yet".into() })
+    let reserved = b.reserved("attend_latent")?;
+    let (step, scratch, d) = (&reserved.step, &reserved.mla_scratch, &op.dims);
+    let plan = Plan::new(b, op.arena, d);
+    for pass in 0..step.passes {
+        let params = MlaParams {
+            q: op.q.ptr(),
+            layer: op.arena.layer(op.layer),
+            out: op.out.ptr(),
+            partial: scratch.partial.ptr(),
+            lse: scratch.lse.ptr(),
+            step: step.header(),
+            items: step.items(),
+            first_item: step.first_item(),
+            pass: pass as i32,
+            heads: d.n_heads as i32,
+            rank: d.kv_lora_rank as i32,
+            width: d.latent_width() as i32,
+            block_len: reserved.limits.block_len as i32,
+            tiled: i32::from(op.arena.tiled),
+            scale: d.softmax_scale * LOG2_E,
+        };
+        b.launch(plan.kernel, [plan.blocks, 1, 1], plan.shared_bytes, &params);
+        b.launch(&COMBINE, [b.token_bucket(), d.n_heads, 1], 0, &params);
+    }
+    Ok(())
 }
-
-pub(super) const KERNELS: &[&super::Kernel] = &[];

@@ -17,6 +17,11 @@ pub(crate) fn split_len(keys: usize) -> usize {
     SPLIT_KEYS.max(keys.div_ceil(SPLITS_MAX).next_power_of_two())
 }
 
+/// The most parts that a token of a sequence of up to `context_len` has.
+pub(crate) fn splits(context_len: usize) -> usize {
+    context_len.div_ceil(SPLIT_KEYS).min(SPLITS_MAX)
+}
+
 /// Tokens, rows or outputs rounded up to what launches are made for: few enough that a graph is met again.
 pub(crate) fn bucket(n: usize) -> usize {
     match n {
@@ -72,7 +77,7 @@ pub(crate) struct DeviceStep<D: Device> {
 impl<D: Device> DeviceStep<D> {
     pub(crate) fn new(device: &D, limits: &StepLimits, pass_items: usize) -> Result<Self> {
         let layout = Layout::new(limits);
-        let splits = limits.context_len.div_ceil(split_len(limits.context_len)) + 1;
+        let splits = splits(limits.context_len);
         let capacity = layout.items + 4 * limits.tokens * splits + limits.rows * limits.table_width();
         Ok(Self {
             memory: device.allocate(4 * capacity, "the step's indices")?,
@@ -151,8 +156,9 @@ impl<D: Device> DeviceStep<D> {
         }
         (self.tokens, self.outputs, self.copies, self.passes) =
             (n, state.outputs.len(), state.copies.len(), passes);
-        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        device.write(&self.memory, 0, &bytes)
+        // SAFETY: any four bytes are a word, and bytes have no alignment.
+        let bytes = unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u8>(), 4 * words.len()) };
+        device.write(&self.memory, 0, bytes)
     }
 
     fn at(&self, word: usize) -> Ptr {

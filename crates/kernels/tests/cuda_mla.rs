@@ -1,0 +1,259 @@
+//! Attention in latent space on the CUDA backend, run by the emulator: against the scalar reference, to the bit whatever the
+//! company, and without touching a byte too many.
+
+#![cfg(feature = "sim")]
+
+use kernels::cuda::CudaBackend;
+use kernels::cuda::sim::{Copies, Counters, Emulator, Mode, Order};
+use kernels::*;
+
+/// A sequence under way: tokens already cached, new ones.
+type Row = (usize, usize);
+
+const LATENT: MlaDims = MlaDims {
+    n_heads: 16,
+    kv_lora_rank: 512,
+    qk_nope_head_dim: 8,
+    qk_rope_head_dim: 64,
+    v_head_dim: 8,
+    softmax_scale: 0.1,
+};
+
+/// Numbers in [-1, 1) that depend on their index and seed alone.
+fn noise(len: usize, seed: u64) -> impl Iterator<Item = f32> {
+    (0..len as u64).map(move |i| {
+        let mut x = (i + (seed << 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        x = (x ^ (x >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        ((x ^ (x >> 29)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    })
+}
+
+struct Case {
+    dims: MlaDims,
+    rows: Vec<Row>,
+    block_len: usize,
+    precision: Precision,
+}
+
+impl Case {
+    fn new(rows: &[Row]) -> Self {
+        Self { dims: LATENT, rows: rows.to_vec(), block_len: 64, precision: Precision::Bf16 }
+    }
+
+    fn heads(self, n_heads: usize) -> Self {
+        Self { dims: MlaDims { n_heads, ..self.dims }, ..self }
+    }
+
+    fn blocks_of(self, block_len: usize) -> Self {
+        Self { block_len, ..self }
+    }
+
+    fn kv_len(&self, row: usize) -> usize {
+        self.rows[row].0 + self.rows[row].1
+    }
+
+    fn tokens(&self) -> usize {
+        self.rows.iter().map(|row| row.1).sum()
+    }
+
+    fn limits(&self) -> StepLimits {
+        let context_len = (0..self.rows.len()).map(|r| self.kv_len(r)).max().unwrap() + 1;
+        let width = context_len.div_ceil(self.block_len);
+        StepLimits {
+            tokens: context_len.max(self.tokens()),
+            rows: self.rows.len(),
+            outputs: 1,
+            vocab_size: 2,
+            context_len,
+            block_len: self.block_len,
+            n_blocks: self.rows.len() * width + 2,
+        }
+    }
+
+    /// Blocks of a row: far apart, in falling order. Block 0 is padding.
+    fn table(&self, row: usize) -> Vec<u32> {
+        let limits = self.limits();
+        (0..limits.table_width())
+            .map(|i| (limits.n_blocks - 1 - (i * self.rows.len() + row)) as u32)
+            .collect()
+    }
+
+    fn slots(&self, row: usize, positions: std::ops::Range<usize>) -> Vec<u32> {
+        let (table, len) = (self.table(row), self.block_len);
+        positions.map(|p| table[p / len] * len as u32 + (p % len) as u32).collect()
+    }
+
+    /// The latent rows of `sequences` into the cache, NaN wherever none is, then attention of the new tokens: `[tokens,
+    /// heads, kv_lora_rank]`. Sequences and their queries depend on the row's number in `names` alone.
+    fn run<B: Backend>(&self, b: &mut B, names: &[u64]) -> Vec<f32> {
+        let (d, limits) = (self.dims, self.limits());
+        let rope = Rope {
+            inv_freq: (0..d.qk_rope_head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect(),
+            scale: 1.0,
+        };
+        b.reserve(Workspace {
+            limits: limits.clone(),
+            mla: d,
+            widest: 16,
+            widest_mlp: 16,
+            n_experts: 0,
+            top_k: 0,
+        })
+        .unwrap();
+        let width = d.latent_width();
+        let mut arena = b.arena(2, &limits, width).unwrap();
+        let norm = b.upload(&noise(d.kv_lora_rank, 99).map(|x| x + 1.5).collect::<Vec<_>>()).unwrap();
+        let mut write = |b: &mut B, slots: &[u32], latents: Vec<f32>| {
+            let n = slots.len();
+            let step = Step {
+                copies: &[],
+                tokens: &vec![0; n],
+                positions: &(0..n as u32).collect::<Vec<_>>(),
+                slots,
+                row_start: &[0, n as u32],
+                kv_len: &[n as u32],
+                expanded: &[true],
+                tables: &vec![0; limits.table_width()],
+                outputs: &[],
+            };
+            b.begin_step(&step, &rope).unwrap();
+            let kv = b.upload(&latents).unwrap();
+            let kv = View::dense(&kv, width);
+            b.latent_write(LatentWrite { kv, norm: &norm, eps: 1e-6, dims: d, layer: 1, arena: &mut arena })
+                .unwrap();
+        };
+        let all: Vec<u32> = (0..limits.slots() as u32).collect();
+        for slots in all.chunks(limits.context_len) {
+            write(b, slots, vec![f32::NAN; slots.len() * width]);
+        }
+        for (r, &name) in names.iter().enumerate() {
+            let n = self.kv_len(r);
+            write(b, &self.slots(r, 0..n), noise(n * width, name).collect());
+        }
+        self.attend(b, &arena, &rope, names)
+    }
+
+    fn attend<B: Backend>(&self, b: &mut B, arena: &B::Arena, rope: &Rope, names: &[u64]) -> Vec<f32> {
+        let (d, n) = (self.dims, self.tokens());
+        let mut row_start = vec![0u32];
+        let (mut positions, mut slots, mut tables, mut q) = (vec![], vec![], vec![], vec![]);
+        for (r, &(cached, new)) in self.rows.iter().enumerate() {
+            row_start.push(row_start[r] + new as u32);
+            positions.extend((cached..cached + new).map(|p| p as u32));
+            slots.extend(self.slots(r, cached..cached + new));
+            tables.extend(self.table(r));
+            // A token's query depends on its sequence and position alone.
+            q.extend(
+                (cached..cached + new)
+                    .flat_map(|p| noise(d.n_heads * d.latent_width(), 1000 * names[r] + p as u64)),
+            );
+        }
+        let kv_len: Vec<u32> = (0..self.rows.len()).map(|r| self.kv_len(r) as u32).collect();
+        let step = Step {
+            copies: &[],
+            tokens: &vec![0; n],
+            positions: &positions,
+            slots: &slots,
+            row_start: &row_start,
+            kv_len: &kv_len,
+            expanded: &vec![false; self.rows.len()],
+            tables: &tables,
+            outputs: &[],
+        };
+        b.begin_step(&step, rope).unwrap();
+        let q = b.upload(&q).unwrap();
+        let mut out = b.buffer(n * d.n_heads * d.kv_lora_rank).unwrap();
+        b.attend_latent(AttendLatent { q: &q, arena, layer: 1, out: &mut out, dims: d }).unwrap();
+        b.read(&out, n * d.n_heads * d.kv_lora_rank)
+    }
+
+    fn emulated(&self, mode: Mode, arch: u32) -> Vec<f32> {
+        let names: Vec<u64> = (1..=self.rows.len() as u64).collect();
+        self.run(&mut CudaBackend::new(Emulator::new(mode, arch), self.precision), &names)
+    }
+
+    /// bf16 rounds the softmax weights: 2^-9 of the largest value at most, for sums of weights that are one.
+    fn check(&self, mode: Mode, arch: u32) {
+        let names: Vec<u64> = (1..=self.rows.len() as u64).collect();
+        let want = self.run(&mut Reference::new(self.precision), &names);
+        let got = self.emulated(mode, arch);
+        let tolerance = if self.precision == Precision::Bf16 { 1.0 / 256.0 } else { 2e-5 };
+        let largest = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+            let near = (g - w).abs() <= tolerance * largest;
+            assert!(near, "{:?} {mode:?} sm_{arch} [{i}]: {g}, expected {w}", self.rows);
+        }
+    }
+}
+
+/// Lengths around tiles, parts and blocks: one key, tiles but one, parts of 512 keys and a rest.
+const LENGTHS: [usize; 12] = [1, 2, 31, 32, 33, 63, 64, 65, 129, 449, 513, 1100];
+
+#[test]
+fn every_length() {
+    for (heads, arch) in [(16, 90), (16, 80), (16, 89), (20, 90), (20, 80)] {
+        let rows: Vec<Row> = LENGTHS.iter().map(|&len| (len - 1, 1)).collect();
+        Case::new(&rows).heads(heads).check(Mode::FAST, arch);
+    }
+}
+
+#[test]
+fn any_number_of_heads() {
+    for (heads, arch) in [(1, 90), (3, 89), (17, 90), (32, 80), (40, 89), (64, 90)] {
+        Case::new(&[(99, 1), (0, 1)]).heads(heads).check(Mode::FAST, arch);
+    }
+}
+
+/// More than twice the stages of tiles in a block of threads, more items than blocks of threads, a token of several parts.
+#[test]
+fn whatever_order_threads_and_copies_take() {
+    for (heads, arch) in [(16, 90), (16, 89), (20, 90), (20, 80)] {
+        let case = Case::new(&[(448, 1), (70, 2), (599, 1), (0, 1), (63, 1)]).heads(heads);
+        for mode in Mode::all() {
+            case.check(mode, arch);
+        }
+    }
+}
+
+#[test]
+fn larger_blocks_hold_several_pages() {
+    Case::new(&[(300, 2), (127, 1), (128, 1)]).blocks_of(192).check(Mode::FAST, 90);
+}
+
+/// Chunks of a prompt, in latent space too.
+#[test]
+fn several_tokens_of_a_sequence() {
+    Case::new(&[(60, 9), (0, 3), (510, 4)]).check(Mode::FAST, 90);
+}
+
+/// The kernels for any sizes: f32, blocks that are no pages.
+#[test]
+fn other_sizes() {
+    for (block_len, precision) in [(7, Precision::Bf16), (64, Precision::F32), (16, Precision::F32)] {
+        let case =
+            Case { precision, ..Case::new(&[(599, 1), (0, 2), (64, 1)]).heads(3).blocks_of(block_len) };
+        case.check(Mode::FAST, 90);
+        let modes = Mode::all();
+        modes[8..].iter().for_each(|&mode| case.check(mode, 90));
+    }
+}
+
+/// A sequence alone, in company, and its tokens in one step or in several: the same bits.
+#[test]
+fn company_changes_no_bit() {
+    for (heads, arch) in [(16, 90), (20, 90), (16, 89)] {
+        let size = heads * LATENT.kv_lora_rank;
+        let together = Case::new(&[(70, 3), (599, 2), (0, 1)]).heads(heads).emulated(Mode::FAST, arch);
+        let starts = [0, 3, 5];
+        for (r, row) in [(70, 3), (599, 2), (0, 1)].into_iter().enumerate() {
+            for token in 0..row.1 {
+                let alone = Case::new(&[(row.0 + token, 1)]).heads(heads);
+                let names = [1 + r as u64];
+                let alone = alone
+                    .run(&mut CudaBackend::new(Emulator::new(Mode::FAST, arch), Precision::Bf16), &names);
+                let at = (starts[r] + token) * size;
+                assert!(alone == together[at..at + size], "{heads} heads, sm_{arch}: row {r} token {token}");
+            }
+        }
+    }
+}

@@ -4,8 +4,10 @@
 #![cfg(feature = "sim")]
 
 use kernels::cuda::CudaBackend;
+use kernels::cuda::sim::mutants::{Mutant, all_are_found};
 use kernels::cuda::sim::{Copies, Counters, Emulator, Mode, Order};
 use kernels::*;
+use std::panic::AssertUnwindSafe;
 
 /// A sequence under way: tokens already cached, new ones.
 type Row = (usize, usize);
@@ -86,6 +88,12 @@ impl Case {
     /// The latent rows of `sequences` into the cache, NaN wherever none is, then attention of the new tokens: `[tokens,
     /// heads, kv_lora_rank]`. Sequences and their queries depend on the row's number in `names` alone.
     fn run<B: Backend>(&self, b: &mut B, names: &[u64]) -> Vec<f32> {
+        let (arena, rope) = self.fill(b, names);
+        self.attend(b, &arena, &rope, names)
+    }
+
+    /// [`Self::run`] but for attention.
+    fn fill<B: Backend>(&self, b: &mut B, names: &[u64]) -> (B::Arena, Rope) {
         let (d, limits) = (self.dims, self.limits());
         let rope = Rope {
             inv_freq: (0..d.qk_rope_head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect(),
@@ -130,7 +138,7 @@ impl Case {
             let n = self.kv_len(r);
             write(b, &self.slots(r, 0..n), noise(n * width, name).collect());
         }
-        self.attend(b, &arena, &rope, names)
+        (arena, rope)
     }
 
     fn attend<B: Backend>(&self, b: &mut B, arena: &B::Arena, rope: &Rope, names: &[u64]) -> Vec<f32> {
@@ -256,4 +264,120 @@ fn company_changes_no_bit() {
             }
         }
     }
+}
+
+/// What filling the cache and attention have done.
+fn counted(case: &Case, arch: u32) -> Counters {
+    let mut b = CudaBackend::new(Emulator::new(Mode { lanes: true, ..Mode::FAST }, arch), case.precision);
+    case.run(&mut b, &[1]);
+    b.device().counters()
+}
+
+/// Shared memory is read without conflicts, and no product is computed twice.
+#[test]
+fn products_and_conflicts() {
+    for (heads, arch, tiles_of_heads, keys_of_a_tile) in
+        [(16, 90, 1, 64), (16, 89, 1, 32), (20, 90, 2, 64), (20, 80, 2, 32)]
+    {
+        let counted = |len: usize| counted(&Case::new(&[(len - 1, 1)]).heads(heads), arch);
+        // Of lengths that differ by tiles of keys within one part, all else is the same but for the pages' numbers.
+        let (few, many) = (counted(65), counted(449));
+        let tiles = |len: usize| len.div_ceil(keys_of_a_tile) as u64;
+        let more = tiles(449) - tiles(65);
+        let products = more * tiles_of_heads * keys_of_a_tile as u64 * (36 + 32) / 8;
+        assert_eq!(many.mma - few.mma, products, "{heads} heads, sm_{arch}");
+        assert_eq!(many.ldsm_wavefronts, many.ldsm_ideal, "{heads} heads, sm_{arch}");
+    }
+}
+
+/// What one more key costs: its row, and nothing else as long as it is in the same page.
+#[test]
+fn one_more_key_is_1152_bytes() {
+    let attention_alone = |len: usize| {
+        let case = Case::new(&[(len - 1, 1)]);
+        let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::Bf16);
+        let (arena, rope) = case.fill(&mut b, &[1]);
+        let any = b.buffer(1).unwrap();
+        b.read(&any, 1); // runs what is on the list
+        b.device().reset_counters();
+        case.attend(&mut b, &arena, &rope, &[1]);
+        b.device().counters().loaded_bytes
+    };
+    assert_eq!(attention_alone(101) - attention_alone(100), 1152);
+}
+
+/// Each mistake must show: as an error of the emulator, or in the numbers.
+#[test]
+fn mistakes_are_found() {
+    let mutant = |from, to| Mutant { file: "mla_bf16.cu", from, to };
+    let mutants = [
+        mutant("cp_wait<STAGES - 2>();", "cp_wait<STAGES - 1>();"),
+        mutant("bar_sync(); // the tile is there", "// the tile is there"),
+        mutant(
+            "best);\n            }\n        }\n    }\n    bar_sync();",
+            "best);\n            }\n        }\n    }",
+        ),
+        mutant(
+            "pack_bf16(lo, hi));\n            }\n        }\n    }\n    bar_sync();",
+            "pack_bf16(lo, hi));\n            }\n        }\n    }",
+        ),
+        mutant(
+            "sum);\n            }\n        }\n    }\n    bar_sync();",
+            "sum);\n            }\n        }\n    }",
+        ),
+        mutant("reader.copy(At::stage(free));", "reader.copy(At::stage(stage));"),
+        mutant("key + i % 2 < n ?", "key + i % 2 <= n ?"),
+        mutant("i * 32 % KEYS < valid", "true"),
+        mutant("end - position - tid() / 8;", "end - position - tid() / 8 + 1;"),
+        mutant("u32 values[4];\n            ldsm4t(", "u32 values[4];\n            ldsm4("),
+        mutant("(((chunk & 7) ^ (row & 7)) * 16)", "((chunk & 7) * 16)"),
+        mutant("state.sum[m][half] *= shrink;", ""),
+        mutant(
+            "state.out[m][j][2 * half + 1] *= shrink;",
+            "state.out[m][j][2 * half + 1] *= state.max[m][1 - half];",
+        ),
+        mutant("state.max[m][half] = max;\n", "\n"),
+        mutant("sum += shfl_xor(sum, 1);", ""),
+        mutant("unit += ncta_x();\n        enter();", "unit += 1;\n        enter();"),
+        mutant("if (head >= p.heads) continue;", ""),
+        mutant("if (head + row < p.heads) {", "{"),
+        mutant("stage = stage + 1 == STAGES ? 0 : stage + 1;", "stage = stage == STAGES ? 0 : stage + 1;"),
+        mutant("position % PAGE_ROWS * 128 + tid() * 16", "tid() * 16"),
+        mutant("2 * step + lane() / 8));", "2 * step + lane() / 16));"),
+        mutant("if constexpr (MT == 1) {\n            bar_sync();", "if constexpr (MT == 1) {"),
+        Mutant { file: "mla_any.cu", from: "if (n < 2) return;", to: "if (n < 3) return;" },
+        Mutant { file: "mla_any.cu", from: "stg_f(out + col, sum / total);", to: "stg_f(out + col, sum);" },
+        Mutant { file: "mla.h", from: "== 1;", to: "<= 2;" },
+    ];
+    // Several parts, more parts than blocks of threads, more than twice the stages, a last page with rows behind the end.
+    let cases = [(16, 90), (20, 90), (16, 89)].map(|(heads, arch)| {
+        let case = Case::new(&[(448, 1), (70, 1), (599, 1), (0, 1), (63, 1), (9, 1)]).heads(heads);
+        let names: Vec<u64> = (1..=case.rows.len() as u64).collect();
+        let want = case.run(&mut Reference::new(case.precision), &names);
+        (case, names, want, arch)
+    });
+    let modes = [(Copies::Lazy, Order::Up), (Copies::Eager, Order::Down)].map(|(copies, order)| Mode {
+        copies,
+        order,
+        races: true,
+        ..Mode::FAST
+    });
+    all_are_found(&mutants, |module| {
+        for ((case, names, want, arch), mode) in
+            cases.iter().flat_map(|case| modes.iter().map(move |mode| (case, *mode)))
+        {
+            let emulator = Emulator::new(mode, *arch);
+            module.iter().for_each(|module| emulator.replace(module));
+            let mut b = CudaBackend::new(emulator, case.precision);
+            let got = std::panic::catch_unwind(AssertUnwindSafe(|| case.run(&mut b, names)));
+            let got = got.map_err(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())?;
+            let error =
+                got.iter().zip(want).map(|(g, w)| if g.is_nan() { f32::INFINITY } else { (g - w).abs() });
+            let error = error.fold(0.0, f32::max);
+            if error > 1.0 / 256.0 * want.iter().fold(1.0f32, |m, v| m.max(v.abs())) {
+                return Err(format!("off by {error}"));
+            }
+        }
+        Ok(())
+    });
 }

@@ -52,7 +52,8 @@ impl Layout {
         let slots = positions + limits.tokens;
         let row_of = slots + limits.tokens;
         let outputs = row_of + limits.tokens;
-        let copies = outputs + limits.outputs;
+        // Read two words at a time, as items are four.
+        let copies = (outputs + limits.outputs).next_multiple_of(2);
         let first_item = copies + 2 * limits.rows;
         let items = (first_item + limits.tokens + 1).next_multiple_of(4);
         Self { tokens, positions, slots, row_of, outputs, copies, first_item, items }

@@ -1,0 +1,91 @@
+//! Reference checkpoints through the CUDA backend, its kernels run on this host: the bare model, whole and in chunks, in
+//! latent space and expanded; then the engine on top, with paged blocks, chunks and batches.
+
+#![cfg(feature = "sim")]
+
+mod golden;
+
+use engine::request::{End, Event, FinishReason, Request};
+use engine::{EngineHandle, Options};
+use golden::{Chunks, Golden, Shape, WHOLE, WHOLE_EXPANDED, error_of};
+use kernels::cuda::CudaBackend;
+use kernels::cuda::sim::{Emulator, Mode};
+use kernels::{Precision, StepLimits};
+use model::forward::Model;
+
+type Emulated = CudaBackend<Emulator>;
+
+fn backend(precision: Precision) -> Emulated {
+    CudaBackend::new(Emulator::new(Mode::FAST, 90), precision)
+}
+
+#[test]
+fn logits_within_tolerance() {
+    for golden in Golden::all() {
+        let by_33 = Chunks { len: 33, expanded: false };
+        for (chunks, block_len) in [(WHOLE, 64), (by_33, 16)] {
+            let shape = Shape { step_tokens: 450, block_len };
+            let mut model = golden.model(backend(Precision::F32), Precision::F32, shape);
+            let error = error_of(&golden, &mut model, chunks);
+            println!("{}: {chunks:?}, blocks of {block_len}: {error:.1e}", golden.name);
+            assert!(error < 2e-4, "{}, {chunks:?}, blocks of {block_len}: {error}", golden.name);
+        }
+    }
+}
+
+/// What greedy decoding gives for each request, all submitted at once.
+fn greedy(engine: &EngineHandle, requests: impl Iterator<Item = Request>) -> Vec<Vec<u32>> {
+    let all: Vec<_> = requests.map(|request| engine.submit(request).expect("room in the queue")).collect();
+    all.into_iter().flatten().map(answer).collect()
+}
+
+fn answer(mut events: engine::Events) -> Vec<u32> {
+    let mut ids = Vec::new();
+    loop {
+        match events.blocking_recv().expect("an end before the channel closes") {
+            Event::Tokens(tokens) => ids.extend(tokens.iter().map(|token| token.id)),
+            Event::End(end) => {
+                assert_eq!(end, End::Finished(FinishReason::Length));
+                return ids;
+            }
+            Event::Started { .. } | Event::Prompt(_) => {}
+        }
+    }
+}
+
+/// Tokens that a pool of few blocks must page, chunk and batch; the goldens' own greedy answers come out.
+#[test]
+fn the_engine_decodes_what_the_reference_does() {
+    for golden in Golden::all() {
+        let spec = golden.spec();
+        for (tokens, block_len, n_blocks) in [(16, 16, 40), (70, 64, 14)] {
+            let limits = StepLimits {
+                tokens,
+                rows: 4,
+                outputs: tokens,
+                vocab_size: spec.vocab_size,
+                context_len: 400,
+                block_len,
+                n_blocks,
+            };
+            let model: Model<Emulated> =
+                golden.model_within(limits, spec.clone(), backend(Precision::F32), Precision::F32);
+            let (engine, thread) = engine::start(model, Options::default());
+            let request = |p: usize| Request {
+                prompt: golden.ids(p),
+                max_new_tokens: golden.greedy(p).len().min(12),
+                ..Request::default()
+            };
+            for (p, got) in greedy(&engine, (0..3).map(request)).iter().enumerate() {
+                assert_eq!(
+                    got[..],
+                    golden.greedy(p)[..got.len()],
+                    "{} prompt {p}, {tokens} a step",
+                    golden.name
+                );
+            }
+            drop(engine);
+            thread.join().expect("the engine ends by itself");
+        }
+    }
+}

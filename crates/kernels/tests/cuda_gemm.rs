@@ -3,8 +3,10 @@
 #![cfg(feature = "sim")]
 
 use kernels::cuda::CudaBackend;
+use kernels::cuda::sim::mutants::{Module, Mutant, all_are_found};
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::*;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Deterministic numbers in [-1, 1).
 fn noise(len: usize, seed: u64) -> Vec<f32> {
@@ -104,7 +106,7 @@ impl Sizes {
 const ODD: Sizes = Sizes {
     hidden: 43,
     rows: 37,
-    intermediate: 35,
+    intermediate: 27,
     n_experts: 7,
     top_k: 3,
     heads: 3,
@@ -113,9 +115,9 @@ const ODD: Sizes = Sizes {
     v: 18,
     vocab: 50,
 };
-/// Rows that lie on 16 bytes, of more units than a ring has stages.
+/// Rows that lie on 16 bytes, of more units than a ring has stages; the last one is not full.
 const EVEN: Sizes = Sizes {
-    hidden: 640,
+    hidden: 652,
     rows: 72,
     intermediate: 48,
     n_experts: 5,
@@ -232,7 +234,7 @@ fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: &[usize]) -
         "linear" => {
             // Columns of wider rows; the odd shape begins where 16 bytes do not.
             let w = weight(b, 1, s.rows, s.hidden, 1);
-            let (offset, stride) = if s.hidden % 4 == 0 { (8, s.hidden + 12) } else { (11, s.hidden + 16) };
+            let (offset, stride) = (if s.hidden % 4 == 0 { 8 } else { 11 }, s.hidden + 16);
             let x = input(b, stride, 2);
             let mut y = b.buffer(n * s.rows).unwrap();
             let x = View::columns(&x, offset, stride);
@@ -319,9 +321,16 @@ fn tolerance(op: &str, format: Format) -> f32 {
 }
 
 fn check(op: &str, sizes: Sizes, format: Format, tokens: usize, mode: Mode) {
+    check_with(None, op, sizes, format, tokens, mode);
+}
+
+/// With kernels of `module` in the place of ours.
+fn check_with(module: Option<&Module>, op: &str, sizes: Sizes, format: Format, tokens: usize, mode: Mode) {
     let which: Vec<usize> = (0..tokens).collect();
     let want = run(&mut Reference::new(format.precision()), op, sizes, format, &which);
-    let got = run(&mut device(mode, format), op, sizes, format, &which);
+    let mut b = device(mode, format);
+    module.into_iter().for_each(|module| b.device().replace(module));
+    let got = run(&mut b, op, sizes, format, &which);
     let largest = want.iter().fold(1e-3f32, |m, v| m.max(v.abs()));
     assert_eq!(got.len(), want.len());
     for (i, (g, w)) in got.iter().zip(&want).enumerate() {
@@ -355,8 +364,198 @@ fn even_sizes() {
 #[test]
 fn long_sums() {
     for format in [Format::Bf16, Format::Fp8] {
-        check_all(LONG, format, &[1, 9, 65]);
+        for (op, tokens) in [("linear", 1), ("linear", 65), ("absorb_output", 9), ("gated_mlp", 9)] {
+            check(op, LONG, format, tokens, CAREFUL);
+        }
     }
+    check("experts", LONG, Format::Bf16, 1, CAREFUL);
+}
+
+/// What the GPU's time goes to: the bytes of the weights, read once for all tokens of a tile.
+#[test]
+fn weights_are_read_once_and_without_conflicts() {
+    let sizes = Sizes { hidden: 2048, rows: 160, ..EVEN };
+    let unit = |format| if format == Format::Fp8 { 512 } else { 1024 };
+    for (format, op, tokens, tiles) in [
+        (Format::Bf16, "linear", 1, 1),
+        (Format::Bf16, "linear", 8, 1),
+        (Format::Fp8, "linear", 16, 1),
+        (Format::Bf16, "linear", 17, 1),
+        (Format::Fp8, "linear", 33, 2),
+        (Format::Bf16, "linear", 128, 1),
+        (Format::Bf16, "experts", 8, 1),
+    ] {
+        let mut b = device(Mode { lanes: true, ..CAREFUL }, format);
+        run(&mut b, op, sizes, format, &(0..tokens).collect::<Vec<_>>());
+        let counted = b.device().counters();
+        // Panels of 16 rows of W, units of 32 columns; each panel has a block of its own (of the wide kernel, eight),
+        // which reads x besides: in f32, or rounded by a launch before.
+        let (weights, x) = if op == "experts" {
+            let (gate_up, down) = (48 / 8 * 64, 2048 / 16 * 2);
+            let hit = (0..tokens).flat_map(|t| chosen(t, 5, 2)).collect::<std::collections::HashSet<_>>();
+            (
+                hit.len() * (gate_up + down) * unit(format),
+                2 * tokens * (6 * 2048 * 4 + 128 * 64 * 2 + 2048 * 4),
+            )
+        } else {
+            let blocks = if tokens > 64 { 2 } else { 10 };
+            let x = tokens * 2048 * if tokens > 16 { 2 * blocks + 4 } else { 4 * blocks };
+            (tiles * 10 * 64 * unit(format), x)
+        };
+        let more = counted.loaded_bytes as f64 / (weights + x) as f64;
+        let say = || format!("{op} {format:?} {tokens} tokens: {more:.3} of the bytes; {counted:?}");
+        assert!((1.0..1.08).contains(&more), "{}", say());
+        assert_eq!(counted.shared_wavefronts, counted.shared_ideal, "{}", say());
+        assert!(counted.load_sectors as f64 <= 1.02 * counted.load_sectors_ideal as f64, "{}", say());
+    }
+}
+
+/// Ids that name no expert add nothing, and nothing is read for them; the others are summed by rising id.
+#[test]
+fn experts_are_summed_by_id_and_unknown_ones_left_out() {
+    for tokens in [1, 3] {
+        let step = |b: &mut CudaBackend<Emulator>, ids: &[u32]| {
+            let limits = StepLimits {
+                tokens,
+                rows: tokens,
+                outputs: 0,
+                vocab_size: 1,
+                context_len: 1,
+                block_len: 1,
+                n_blocks: 4,
+            };
+            let mla = ODD.mla();
+            let (widest, widest_mlp) = (64, 96);
+            b.reserve(Workspace { limits, mla, widest, widest_mlp, n_experts: 2, top_k: 2 }).unwrap();
+            let zeros = vec![0; tokens];
+            let step = Step {
+                copies: &[],
+                tokens: &zeros,
+                positions: &zeros,
+                slots: &zeros,
+                row_start: &(0..=tokens as u32).collect::<Vec<_>>(),
+                kv_len: &vec![1; tokens],
+                expanded: &vec![false; tokens],
+                tables: &zeros,
+                outputs: &[],
+            };
+            b.begin_step(&step, &Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 }).unwrap();
+            let stored = [0, 1, 2, 3].map(|i| Stored::new(Format::Bf16, [32, 32], i));
+            let pairs = stored.as_chunks::<2>().0;
+            let gate_up: Vec<Parts<'_>> =
+                pairs.iter().map(|[g, u]| Parts::GateUp { gate: g.matrix(), up: u.matrix() }).collect();
+            let down: Vec<Parts<'_>> = stored[..2].iter().map(|m| m.matrix().into()).collect();
+            let (gate_up, down) = (b.pack(&gate_up, Precision::Bf16), b.pack(&down, Precision::Bf16));
+            let x = b.upload(&noise(32 * tokens, 5)).unwrap();
+            let mut y = b.upload(&noise(32 * tokens, 6)).unwrap();
+            let (ids, weights) = (b.ids(ids), b.upload(&vec![1.0; 2 * tokens]).unwrap());
+            b.experts(Experts {
+                gate_up: &gate_up.unwrap(),
+                down: &down.unwrap(),
+                x: View::dense(&x, 32),
+                ids: &ids,
+                weights: &weights,
+                top_k: 2,
+                out: &mut y,
+            })
+            .unwrap();
+            b.read(&y, 32 * tokens)
+        };
+        let b = &mut device(CAREFUL, Format::Bf16);
+        assert_eq!(step(b, &vec![u32::MAX; 2 * tokens]), noise(32 * tokens, 6));
+        let one = step(b, &[2, 1].repeat(tokens));
+        assert_ne!(one, noise(32 * tokens, 6));
+        assert_eq!(one, step(b, &[1, u32::MAX].repeat(tokens)));
+        // To the last bit, and another order has others.
+        assert_eq!(step(b, &[1, 0].repeat(tokens)), step(b, &[0, 1].repeat(tokens)));
+    }
+}
+
+const fn mutant(file: &'static str, from: &'static str, to: &'static str) -> Mutant {
+    Mutant { file, from, to }
+}
+
+/// Compiles the kernels once for each mistake: minutes.
+#[test]
+#[ignore = "minutes of compiling; run after a change of these kernels"]
+fn mistakes_are_found() {
+    let skinny = |from, to| mutant("gemm_skinny.h", from, to);
+    let wide = |from, to| mutant("gemm_wide.cu", from, to);
+    let shared = |from, to| mutant("gemm.h", from, to);
+    let lists = |from, to| mutant("experts.cu", from, to);
+    let mutants = [
+        skinny("            warp_sync(); // all", "            // all"),
+        skinny("cp_wait<STAGES - 2>", "cp_wait<STAGES - 1>"),
+        skinny("ring + refill * STAGE", "ring + stage * STAGE"),
+        skinny(
+            "        bar_sync();
+",
+            "",
+        ),
+        skinny(
+            "        warp_sync();
+#pragma",
+            "#pragma",
+        ),
+        skinny("&& u * UNIT_COLS + chunk * 4 < p.cols", ""),
+        skinny("(c >> 1)) ^ ((row & 3) * 2)", "(c >> 1)) ^ ((row & 3) * 4)"),
+        skinny("(unit & 3) == 3 || ", ""),
+        skinny("fma_f(s[j >> 1]", "fma_f(s[j & 1]"),
+        skinny(
+            "FP8 ? 4 : 1);
+        for",
+            "1);
+        for",
+        ),
+        skinny("i < panels ? ldg_f(at + blocks)", "true ? ldg_f(at + blocks)"),
+        wide("        bar_sync(); // all", "        // all"),
+        wide("cp_wait<WIDE_STAGES - 2>", "cp_wait<WIDE_STAGES - 1>"),
+        wide("end = product_segment(segment + 1", "end = product_segment(segment + 2"),
+        wide("panel < p.panels ? matrix", "true ? matrix"),
+        shared("if (i >= tile.n) return false;", ""),
+        shared("    return !p.row_of || !row", "    return true || !row"),
+        shared("p.finish == FINISH_ADD ? ldg_f(out) + x : x", "x"),
+        shared("row + 8 < p.rows", "row < p.rows"),
+        shared("if (middle < p.out_stride) ", ""),
+        lists("(1u << lane()) - 1", "(2u << lane()) - 1"),
+        lists(
+            "            first += (u32)popc(chosen);
+",
+            "",
+        ),
+        lists("place += x, tile += y;", "place += x;"),
+    ];
+    let same_bits = |module: Option<&Module>| {
+        for (op, format, tokens) in [
+            ("linear", Format::Bf16, 3),
+            ("linear", Format::Bf16, 21),
+            ("linear added", Format::Bf16, 66),
+            ("linear", Format::Fp8, 9),
+            ("absorb_output", Format::Bf16, 5),
+            ("gated_mlp", Format::Bf16, 18),
+            ("gated_mlp", Format::Bf16, 70),
+            ("experts", Format::Bf16, 40),
+            ("experts", Format::Fp8, 2),
+        ] {
+            for sizes in [EVEN, ODD] {
+                for mode in [0, 4, 8].map(|i| Mode::all()[i]) {
+                    let case = || check_with(module, op, sizes, format, tokens, mode);
+                    catch_unwind(AssertUnwindSafe(case)).map_err(|_| format!("{op} {format:?} {mode:?}"))?;
+                }
+            }
+        }
+        // A token alone, and among those for which the wide kernel is there.
+        let bits = |which: &[usize]| {
+            let mut b = device(Mode::FAST, Format::Bf16);
+            module.into_iter().for_each(|module| b.device().replace(module));
+            run(&mut b, "linear", EVEN, Format::Bf16, which)
+        };
+        let all = catch_unwind(AssertUnwindSafe(|| bits(&(0..70).collect::<Vec<_>>())));
+        let all = all.map_err(|_| "refused")?;
+        let alone = catch_unwind(AssertUnwindSafe(|| bits(&[5]))).map_err(|_| "refused")?;
+        if rows_of(&all, 70, 5) == alone { Ok(()) } else { Err("other bits".into()) }
+    };
+    all_are_found(&mutants, same_bits);
 }
 
 #[test]

@@ -81,7 +81,8 @@ KERNEL(1024, 1, smxx_u32_expert_lists, ListsParams) {
         if (lists_id(p, i, pairs) == (u32)p.experts) stg_u((u32 *)p.places + i, NO_PLACE);
 }
 
-// y: f32 [places, hidden]; weights: f32 [tokens, top_k]; out: f32 [tokens, hidden]
+// y: f32 [places, hidden]; places: null where a pair is its own place; weights: f32 [tokens, top_k]
+// out: f32 [tokens, hidden]
 #define SUM_EXPERTS_FIELDS(F)                                                                                          \
     F(const void *, y)                                                                                                 \
     F(const void *, ids)                                                                                               \
@@ -91,7 +92,8 @@ KERNEL(1024, 1, smxx_u32_expert_lists, ListsParams) {
     F(const void *, step)                                                                                              \
     F(int, first_token)                                                                                                \
     F(int, top_k)                                                                                                      \
-    F(int, hidden)
+    F(int, hidden)                                                                                                     \
+    F(int, experts)
 PARAMS(SumExpertsParams, SUM_EXPERTS_FIELDS)
 
 // out[token] += its experts' y, by rising id. Grid: 256 columns, tokens from `first_token` on. Shared: {place, weight} for
@@ -107,7 +109,9 @@ KERNEL(256, 1, smxx_f32_sum_experts, SumExpertsParams) {
             u32 other = ldg_u(ids + i);
             rank += other < id || (other == id && i < j);
         }
-        u32 place = ldg_u((const u32 *)p.places + (u64)cta_y() * (u64)p.top_k + j);
+        u32 place = (u32)(cta_y() * p.top_k + j);
+        if (p.places) place = ldg_u((const u32 *)p.places + place);
+        else if (id >= (u32)p.experts) place = NO_PLACE;
         u32 weight = ldg_u((const u32 *)p.weights + (u64)token * (u64)p.top_k + j);
         sts_v2(smem_base() + 8 * rank, {place, weight});
     }

@@ -13,7 +13,8 @@
 // step, count: the step's indices and which of its counts bounds the rows of x; row_of: null, or row of each token:
 // tokens of rows that take attend_expanded are left out.
 // tiles: null, or what experts have to do (experts.cu): {number of tiles}, then {expert, first place, places} each; a
-// place is a token's at one of its experts. tokens: token of a place, or null where x has a row a place.
+// place is a token's at one of its experts. tokens: token of a place, or null where x has a row a place. Where the step is
+// one token, `tiles` is its `direct` ids instead, each a tile of one place; those not below `experts` name no expert.
 // rows: of a result, so half of the packed ones where gated; out_stride: from one token to the next.
 #define PRODUCT_FIELDS(F)                                                                                              \
     F(const void *, w)                                                                                                 \
@@ -35,7 +36,9 @@
     F(int, x_group)                                                                                                    \
     F(int, out_stride)                                                                                                 \
     F(int, out_group)                                                                                                  \
-    F(int, finish)
+    F(int, finish)                                                                                                     \
+    F(int, direct)                                                                                                     \
+    F(int, experts)
 PARAMS(ProductParams, PRODUCT_FIELDS)
 
 // What becomes of a result.
@@ -64,6 +67,10 @@ struct ProductTile {
 // Token tiles of one block of rows are neighbours in the grid: the second finds the weights in L2. Experts' tiles are in
 // y, one for each that the host foresaw; those that are too many have no rows.
 DEV ProductTile product_tile(const ProductParams &p, int tile_rows) {
+    if (p.direct) {
+        u32 expert = ldg_u((const u32 *)p.tiles + cta_y());
+        return {(int)expert, cta_x(), cta_y(), expert < (u32)p.experts ? 1 : 0};
+    }
     if (p.tiles) {
         if (cta_y() >= (int)ldg_u(p.tiles)) return {0, 0, 0, 0};
         v4 tile = ldg_v4((const v4 *)p.tiles + 1 + cta_y());

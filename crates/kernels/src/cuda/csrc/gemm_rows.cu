@@ -24,11 +24,19 @@ KERNEL(256, 1, smxx_bf16_round, RoundParams) {
     if (head >= p.heads) return;
     int first = piece % pieces / 4 * UNIT_COLS + (piece & 3) * 2;
     const float *x = (const float *)p.x + (u64)token * (u64)p.stride + (u64)head * (u64)p.group;
+    bool aligned = ((u64)x & 7) == 0;
     u32 pair[4];
+#pragma unroll
     for (int i = 0; i < 4; i++) {
         int col = first + i * 8;
-        float lo = col < p.cols ? ldg_f(x + col) : 0.0f, hi = col + 1 < p.cols ? ldg_f(x + col + 1) : 0.0f;
-        pair[i] = pack_bf16(lo, hi);
+        v2 x2 = {0, 0};
+        if (aligned && col + 1 < p.cols) {
+            x2 = ldg_v2(x + col);
+        } else {
+            if (col < p.cols) x2.x = ldg_u(x + col);
+            if (col + 1 < p.cols) x2.y = ldg_u(x + col + 1);
+        }
+        pair[i] = pack_bf16(bits_f(x2.x), bits_f(x2.y));
     }
     stg_v4((v4 *)p.out + (u64)token * (u64)(p.heads * pieces) + (u64)piece, {pair[0], pair[1], pair[2], pair[3]});
 }

@@ -48,6 +48,7 @@ params! {
         first_token: i32,
         top_k: i32,
         hidden: i32,
+        experts: i32,
     }
 }
 
@@ -75,35 +76,32 @@ fn some<D: Device>(
 ) -> Result<()> {
     let [n, hidden, intermediate] = op.down.shape();
     let reserved = b.reserved("experts")?;
-    let (step, scratch) = (&reserved.step, &reserved.gemm);
     let pairs = tokens * op.top_k;
-    // Tiles that both products can take.
-    let rows = pairs.div_ceil(n);
-    let of = |kind, rounded| Product::<D>::tile_rows(kind, rounded, rows);
     let down_rounded = op.down.kind() != Kind::F32;
-    let tile_rows = of(op.gate_up.kind(), x.rounded).min(of(op.down.kind(), down_rounded));
-    let most = n.min(pairs) + pairs / tile_rows;
-    let [tiles, token_of, places] = scratch.lists("experts", pairs, most)?;
-    let lists = ListsParams {
-        ids: op.ids.ptr(),
-        tiles,
-        tokens: token_of,
-        places,
-        step: step.header(),
-        first_token: first as i32,
-        most: tokens as i32,
-        top_k: op.top_k as i32,
-        experts: n as i32,
-        tile_rows: tile_rows as i32,
+    let lists = if b.token_bucket() == 1 {
+        Lists {
+            tiles: op.ids.ptr(),
+            direct: true,
+            tokens: Ptr::NONE,
+            places: Ptr::NONE,
+            most: pairs,
+            rows: 1,
+        }
+    } else {
+        lists(b, op, x.rounded, first, tokens)?
     };
-    b.launch(&LISTS, [1, 1, 1], 12 * n, &lists);
-
-    let over = |tokens| Over::Experts(Tiles { tiles, tokens, most, rows: rows.min(tile_rows) });
+    let over = |tokens| {
+        let Lists { tiles, direct, most, rows, .. } = lists;
+        Over::Experts(Tiles { tiles, direct, tokens, most, rows })
+    };
     let stride = if down_rounded { op.down.units() * 32 } else { intermediate };
-    let middle = scratch.middle("experts", pairs * stride * if down_rounded { 2 } else { 4 })?;
+    let size = if down_rounded { 2 } else { 4 };
+    let middle = reserved.gemm.middle("experts", pairs * stride * size)?;
     let middle = Rows { at: middle, stride, group: 0 };
+    // A row for each place, which for one token is the same.
+    let x = if lists.direct { Operand { rows: Rows { stride: 0, ..x.rows }, ..x } } else { x };
     let (weight, finish) = (op.gate_up, Finish::Gated);
-    Product { weight, x, out: middle, finish, over: over(token_of) }.launch(b, "experts")?;
+    Product { weight, x, out: middle, finish, over: over(lists.tokens) }.launch(b, "experts")?;
     let x = Operand { rows: middle, rounded: down_rounded };
     let out = Rows { at: y, stride: hidden, group: 0 };
     Product { weight: op.down, x, out, finish: Finish::Store, over: over(Ptr::NONE) }.launch(b, "experts")?;
@@ -112,13 +110,141 @@ fn some<D: Device>(
         y,
         ids: op.ids.ptr(),
         weights: op.weights.ptr(),
-        places,
+        places: lists.places,
         out: op.out.ptr(),
-        step: step.header(),
+        step: reserved.step.header(),
         first_token: first as i32,
         top_k: op.top_k as i32,
         hidden: hidden as i32,
+        experts: n as i32,
     };
     b.launch(&SUM, [hidden.div_ceil(256), tokens, 1], 8 * op.top_k, &sum);
     Ok(())
+}
+
+/// Who goes where, on the device.
+struct Lists {
+    tiles: Ptr,
+    direct: bool,
+    tokens: Ptr,
+    places: Ptr,
+    most: usize,
+    rows: usize,
+}
+
+fn lists<D: Device>(
+    b: &CudaBackend<D>,
+    op: &Experts<'_, CudaBackend<D>>,
+    x_rounded: bool,
+    first: usize,
+    tokens: usize,
+) -> Result<Lists> {
+    let [n, ..] = op.down.shape();
+    let reserved = b.reserved("experts")?;
+    let pairs = tokens * op.top_k;
+    // Tiles that both products can take.
+    let rows = pairs.div_ceil(n);
+    let of = |kind, rounded| Product::<D>::tile_rows(kind, rounded, rows);
+    let tile_rows = of(op.gate_up.kind(), x_rounded).min(of(op.down.kind(), op.down.kind() != Kind::F32));
+    let most = n.min(pairs) + pairs / tile_rows;
+    let [tiles, token_of, places] = reserved.gemm.lists("experts", pairs, most)?;
+    let params = ListsParams {
+        ids: op.ids.ptr(),
+        tiles,
+        tokens: token_of,
+        places,
+        step: reserved.step.header(),
+        first_token: first as i32,
+        most: tokens as i32,
+        top_k: op.top_k as i32,
+        experts: n as i32,
+        tile_rows: tile_rows as i32,
+    };
+    b.launch(&LISTS, [1, 1, 1], 12 * n, &params);
+    Ok(Lists { tiles, direct: false, tokens: token_of, places, most, rows: rows.min(tile_rows) })
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::backend::{Backend, MlaDims, Rope, View, Workspace};
+    use crate::cuda::sim::{Emulator, Mode};
+    use crate::dtype::{DType, Precision};
+    use crate::matrix::{Matrix, Parts};
+    use crate::step::{Step, StepLimits};
+
+    /// A prefill whose results do not fit into memory at once.
+    #[test]
+    fn tokens_in_turns_compute_the_same_bits() {
+        const TOKENS: usize = 5;
+        let mut b = CudaBackend::new(Emulator::new(Mode { races: true, ..Mode::FAST }, 90), Precision::Bf16);
+        let dims = MlaDims {
+            n_heads: 1,
+            kv_lora_rank: 8,
+            qk_nope_head_dim: 8,
+            qk_rope_head_dim: 2,
+            v_head_dim: 8,
+            softmax_scale: 1.0,
+        };
+        let limits = StepLimits {
+            tokens: TOKENS,
+            rows: TOKENS,
+            outputs: 0,
+            vocab_size: 1,
+            context_len: 1,
+            block_len: 1,
+            n_blocks: 2,
+        };
+        b.reserve(Workspace { limits, mla: dims, widest: 32, widest_mlp: 64, n_experts: 3, top_k: 2 })
+            .unwrap();
+        let step = Step {
+            copies: &[],
+            tokens: &[0; TOKENS],
+            positions: &[0; TOKENS],
+            slots: &[1; TOKENS],
+            row_start: &[0, 1, 2, 3, 4, 5],
+            kv_len: &[1; TOKENS],
+            expanded: &[false; TOKENS],
+            tables: &[1; TOKENS],
+            outputs: &[],
+        };
+        b.begin_step(&step, &Rope { inv_freq: vec![1.0], scale: 1.0 }).unwrap();
+        let numbers = |n: usize, factor: usize| -> Vec<f32> {
+            (0..n).map(|i| (i * factor % 97) as f32 / 97.0 - 0.5).collect()
+        };
+        let stored: Vec<u8> = numbers(9 * 1024, 31).iter().flat_map(|v| v.to_le_bytes()).collect();
+        let matrix = |i: usize| Matrix::new(DType::F32, &stored[i * 4096..][..4096], [32, 32], None).unwrap();
+        let gate_up = [0, 2, 4].map(|i| Parts::GateUp { gate: matrix(i), up: matrix(i + 1) });
+        let down = [6, 7, 8].map(|i| Parts::from(matrix(i)));
+        let (gate_up, down) = (b.pack(&gate_up, Precision::Bf16), b.pack(&down, Precision::Bf16));
+        let (gate_up, down) = (gate_up.unwrap(), down.unwrap());
+        let x = b.upload(&numbers(32 * TOKENS, 53)).unwrap();
+        let weights = b.upload(&numbers(2 * TOKENS, 7)).unwrap();
+        let ids = [0, 1, 2, 0, 1, 2, 2, 1, 0, 2].map(f32::from_bits);
+        let ids = b.upload(&ids).unwrap();
+        let in_turns = |b: &mut CudaBackend<Emulator>, turns: &[usize]| {
+            let mut out = b.upload(&numbers(32 * TOKENS, 11)).unwrap();
+            let op = Experts {
+                gate_up: &gate_up,
+                down: &down,
+                x: View::dense(&x, 32),
+                ids: &ids,
+                weights: &weights,
+                top_k: 2,
+                out: &mut out,
+            };
+            let rows = Rows { at: x.ptr(), stride: 32, group: 0 };
+            let x = operand(b, "experts", &gate_up, rows, Over::Tokens).unwrap();
+            let (y, _) = b.reserved("experts").unwrap().gemm.experts("experts", 1).unwrap();
+            let mut first = 0;
+            for &tokens in turns {
+                some(b, &op, x, y, first, tokens).unwrap();
+                first += tokens;
+            }
+            b.read(&out, 32 * TOKENS)
+        };
+        let whole = in_turns(&mut b, &[8]);
+        assert_eq!(whole, in_turns(&mut b, &[2, 6]));
+        assert_ne!(whole, in_turns(&mut b, &[2]));
+    }
 }

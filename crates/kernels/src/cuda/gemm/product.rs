@@ -65,6 +65,8 @@ params! {
         out_stride: i32,
         out_group: i32,
         finish: i32,
+        direct: i32,
+        experts: i32,
     }
 
     struct RoundParams {
@@ -108,6 +110,8 @@ pub(super) enum Finish {
 #[derive(Clone, Copy)]
 pub(super) struct Tiles {
     pub tiles: Ptr,
+    /// `tiles` are the ids of the only token.
+    pub direct: bool,
     /// Token of each place, where x has a row a token.
     pub tokens: Ptr,
     /// The most that there may be.
@@ -155,8 +159,10 @@ fn segments(kind: Kind, units: usize) -> usize {
 pub(super) const FEW_TOKENS: usize = 16;
 /// Rows from which on a tile of 128 pays.
 const WIDE_FROM: usize = 65;
-/// Blocks that fill the GPU: two for each of 132 multiprocessors.
-const BLOCKS: usize = 264;
+/// Blocks from which on each warp takes four panels. Of rows that are read as they are, when there are two for each of 132
+/// multiprocessors; of rounded ones, which are more and would be most of what is read, much earlier.
+const TALL_FROM: usize = 264;
+const TALL_FROM_ROUNDED: usize = 64;
 
 struct Choice {
     kernel: &'static Kernel,
@@ -182,7 +188,8 @@ impl<D: Device> Product<'_, D> {
         }
         let tile = if rounded { 32 } else { FEW_TOKENS };
         let groups_of_warps = 8 / segments(kind, self.weight.units());
-        let tall = high.div_ceil(4 * groups_of_warps) * groups * rows.div_ceil(tile) >= BLOCKS;
+        let tall_blocks = high.div_ceil(4 * groups_of_warps) * groups * rows.div_ceil(tile);
+        let tall = tall_blocks >= if rounded { TALL_FROM_ROUNDED } else { TALL_FROM };
         let kernels = if kind == Kind::Fp8 { &FP8 } else { &BF16 };
         let kernel = &kernels[usize::from(rounded)][usize::from(tall)];
         Choice { kernel, tile, high: groups_of_warps * if tall { 4 } else { 1 } }
@@ -235,6 +242,8 @@ impl<D: Device> Product<'_, D> {
             out_stride: out.stride as i32,
             out_group: out.group as i32,
             finish: *finish as i32,
+            direct: 0,
+            experts: stack as i32,
         };
         let dense = |rows: usize, groups: usize| {
             let choice = self.choose(rows, high, groups);
@@ -252,6 +261,7 @@ impl<D: Device> Product<'_, D> {
             }
             Over::Experts(tiles) => {
                 (params.tiles, params.tokens) = (tiles.tiles, tiles.tokens);
+                params.direct = i32::from(tiles.direct);
                 let choice = self.choose(tiles.rows, high, tiles.most);
                 (choice.kernel, [high.div_ceil(choice.high), tiles.most, 1])
             }

@@ -404,7 +404,9 @@ fn weights_are_read_once_and_without_conflicts() {
         };
         let more = counted.loaded_bytes as f64 / (weights + x) as f64;
         let say = || format!("{op} {format:?} {tokens} tokens: {more:.3} of the bytes; {counted:?}");
-        assert!((1.0..1.08).contains(&more), "{}", say());
+        // The rest is what each thread asks of the step and of the lists.
+        let most = if op == "experts" { 1.3 } else { 1.08 };
+        assert!((1.0..most).contains(&more), "{}", say());
         assert_eq!(counted.shared_wavefronts, counted.shared_ideal, "{}", say());
         assert!(counted.load_sectors as f64 <= 1.02 * counted.load_sectors_ideal as f64, "{}", say());
     }

@@ -274,7 +274,7 @@ fn place(tiled: bool, width: usize, slot: usize, col: usize) -> usize {
         return slot * width + col;
     }
     let (row, chunk) = (slot % 64, (col / 8) % 8);
-    slot / 64 * 64 * width + col / 64 * 4096 + row * 64 + (chunk ^ row % 8) * 8 + col % 8
+    slot / 64 * 64 * width + col / 64 * 4096 + row * 64 + (chunk ^ (row % 8)) * 8 + col % 8
 }
 
 fn writes_latents(precision: Precision, d: MlaDims, block_len: usize, tiled: bool) {

@@ -7,7 +7,7 @@ use super::rows::first_row;
 use super::{CudaBackend, Device, Held, Kernel, Ptr};
 use crate::backend::{MlaDims, Workspace};
 use crate::dtype::Precision;
-use crate::error::Result;
+use crate::error::{Result, require};
 use crate::ops::AttendExpanded;
 use crate::step::Row;
 
@@ -200,6 +200,12 @@ pub(super) fn attend_expanded<D: Device>(
 ) -> Result<()> {
     let reserved = b.reserved("attend_expanded")?;
     let plan = Plan::fast(b, op).unwrap_or_else(|| Plan::any(op.arena.precision, &op.dims));
+    let fits = |kernel: &Kernel, bytes: usize| bytes <= kernel.shared_bytes_max as usize;
+    require(
+        fits(plan.expand, plan.expand_shared) && fits(plan.attend, plan.attend_shared),
+        "attend_expanded",
+        || format!("no kernel for {:?}", op.dims),
+    )?;
     for row in &reserved.step.expanded {
         for first in (0..row.kv_len).step_by(reserved.prefill.keys) {
             let keys = reserved.prefill.keys.min(row.kv_len - first);

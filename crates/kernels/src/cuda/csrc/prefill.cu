@@ -18,6 +18,7 @@ template <int NOPE_, int V_, int KEYS_, int WARPS_, bool HELD_> struct Shape {
     static constexpr int STAGE = (K_TILES + V_TILES) * KEYS * 128;
     static constexpr int Q_BYTES = K_TILES * ROWS * 128;
     static_assert(!HELD || Q_BYTES >= STAGE, "a stage takes the place of the queries");
+    static_assert(KEYS * 8 % THREADS == 0 && PAGE_ROWS % KEYS == 0, "threads have whole rounds, pages whole tiles");
     static constexpr int STEPS = QK / 16;
 };
 
@@ -36,10 +37,10 @@ template <class S> DEV void load_tile(const AttendParams &p, int head, int tile)
     const u8 *expanded = (const u8 *)p.expanded + ((u64)head * p.tiles + page) * (u64)((S::NOPE + S::V) * PAGE_ROWS * 2);
     const u8 *ropes = (const u8 *)p.ropes + (u64)page * TILE_BYTES + row * 128;
     const int pieces = S::KEYS * 8; // 16 bytes each, of a column tile
-    u32 to = stage_at<S>(tile);
+    u32 to = stage_at<S>(tile) + 16 * tid();
 #pragma unroll
-    for (int i = tid(); i < pieces * (S::K_TILES + S::V_TILES); i += S::THREADS) {
-        int cols = i / pieces, piece = i % pieces;
+    for (int i = 0; i < S::STAGE / 16; i += S::THREADS) {
+        int cols = i / pieces, piece = i % pieces + tid();
         const u8 *from = cols == S::K_TILES - 1 ? ropes : expanded + (cols - (cols >= S::K_TILES)) * TILE_BYTES + row * 128;
         cp16(to + 16 * i, from + 16 * piece, true);
     }

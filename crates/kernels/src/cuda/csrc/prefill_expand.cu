@@ -90,6 +90,23 @@ DEV void multiply(float (&sums)[4][4][4], const u8 *panels, const float *scales,
     }
 }
 
+// The chunks from `first` on of 64 keys. Lanes side by side swap a word of two chunks, so that each has two of one, and a
+// key's two chunks fill a sector.
+DEV void store(const float (&sums)[4][4][4], u8 *out, int first) {
+    int odd = lane() & 1;
+#pragma unroll
+    for (int pair = 0; pair < 2; pair++) {
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            const float *low = &sums[i >> 1][2 * pair][2 * (i & 1)], *high = &sums[i >> 1][2 * pair + 1][2 * (i & 1)];
+            u32 own[2] = {pack_bf16(low[0], low[1]), pack_bf16(high[0], high[1])};
+            u32 other = shfl_xor_u(odd ? own[0] : own[1], 1);
+            u8 *to = out + page_chunk(8 * i + (lane() >> 2), first + 2 * pair + odd) + (lane() & 2) * 4;
+            stg_v2(to, odd ? v2{other, own[1]} : v2{own[0], other});
+        }
+    }
+}
+
 template <bool FP8> DEV void expand(const ExpandParams &p) {
     int tile = cta_x(), head = cta_y(), n = min_i(PAGE_ROWS, p.keys - tile * PAGE_ROWS);
     const u8 *page = key_page(p, p.first + tile * PAGE_ROWS);
@@ -115,17 +132,7 @@ template <bool FP8> DEV void expand(const ExpandParams &p) {
         if (FP8) scales += (u64)(head * ((is_key ? p.nope : p.v) / 8) + in_matrix / 8) * scale_cols;
         float sums[4][4][4] = {};
         multiply<FP8>(sums, w + weight_unit(in_matrix, 0, units) * (FP8 ? 512 : 1024), scales, units);
-#pragma unroll
-        for (int n8 = 0; n8 < 4; n8++) {
-            int chunk = (first >> 3) + n8;
-#pragma unroll
-            for (int m = 0; m < 4; m++) {
-                int key = m * 16 + (lane() >> 2);
-                u8 *to = out + page_chunk(key, chunk) + (lane() & 3) * 4; // key + 8 lies 8 x 128 bytes on
-                stg_u(to, pack_bf16(sums[m][n8][0], sums[m][n8][1]));
-                stg_u(to + 1024, pack_bf16(sums[m][n8][2], sums[m][n8][3]));
-            }
-        }
+        store(sums, out, first >> 3);
     }
 }
 

@@ -279,8 +279,10 @@ fn work_is_as_much_as_it_should_be() {
     let mode = Mode { lanes: true, ..Mode::FAST };
     for (dims, keys) in [(LONG.dims, 64), (GLM, 32)] {
         let (_, b) = Case { dims, ..LONG }.emulated(mode, 90, None).unwrap();
-        let Counters { mma, ldsm_wavefronts, ldsm_ideal, .. } = b.device.counters();
-        assert_eq!(ldsm_wavefronts, ldsm_ideal);
+        let counters @ Counters { mma, .. } = b.device.counters();
+        assert_eq!(counters.ldsm_wavefronts, counters.ldsm_ideal);
+        assert_eq!(counters.shared_wavefronts, counters.shared_ideal);
+        assert_eq!(counters.store_sectors, counters.store_sectors_ideal);
         let (qk, v) = (dims.qk_head_dim(), dims.v_head_dim);
         let expand = 5 * (dims.qk_nope_head_dim + v) / 8 * (64 / 16) * (dims.kv_lora_rank / 16);
         // Two warps have queries: 320 keys are whole tiles, but of the last 32 the first warp sees 16.
@@ -341,7 +343,7 @@ fn mistakes_in_expansion_are_found() {
         mutant("n & 1 ? x.w : x.z", "n & 1 ? x.z : x.w"),
         mutant("(u32)(unit >> 1) * TILE_BYTES", "0"),
         mutant("first : first - p.nope", "first : first"),
-        mutant("stg_u(to + 1024", "stg_u(to + 512"),
+        mutant("odd ? own[0] : own[1]", "odd ? own[1] : own[0]"),
         mutant("slot / PAGE_ROWS", "slot / 128"),
         mutant("unit + 1 < units) load", "unit < units) load"),
         mutant("head * p.k_bytes", "0"),

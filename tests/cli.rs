@@ -273,7 +273,7 @@ fn plan_needs_a_config_alone() {
         "plan",
         config.to_str().unwrap(),
         "--memory",
-        "1TiB",
+        "2TiB",
         "--bandwidth",
         "3350",
         "--dtype",
@@ -281,6 +281,15 @@ fn plan_needs_a_config_alone() {
     ]);
     assert_eq!(code, Some(0), "{err}");
     for expected in ["671", "MHA", "GQA", "MQA", "MLA", "32768", "576", "sessions of 4096", "3350.0 GB/s"] {
+        assert!(out.contains(expected), "{expected}: {out}");
+    }
+    let eight = ["--memory", "141GB", "--bandwidth", "4800", "--dtype", "fp8", "--devices", "8"];
+    for (devices, expected) in
+        [("8", "On each of 8 devices of 131.3 GiB, 92.1 GiB of weights"), ("1", "do not fit")]
+    {
+        let args = [&["plan", config.to_str().unwrap()], &eight[..7], &[devices]].concat();
+        let (code, out, err) = strait(&args);
+        assert_eq!(code, Some(0), "{err}");
         assert!(out.contains(expected), "{expected}: {out}");
     }
     let (code, out, err) = strait(&["plan", "demo", "--bandwidth", "20"]);

@@ -7,11 +7,12 @@ mod golden;
 
 use engine::request::{End, Event, FinishReason, Request};
 use engine::{EngineHandle, Options};
-use golden::{Chunks, Golden, Shape, WHOLE, WHOLE_EXPANDED, error_of};
+use golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of};
 use kernels::cuda::CudaBackend;
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::{Precision, StepLimits};
 use model::forward::Model;
+use std::sync::Mutex;
 
 type Emulated = CudaBackend<Emulator>;
 
@@ -19,18 +20,32 @@ fn backend(precision: Precision) -> Emulated {
     CudaBackend::new(Emulator::new(Mode::FAST, 90), precision)
 }
 
+/// Each golden once, on a few threads: the emulator has one each.
+fn each_golden(check: impl Fn(&Golden) + Sync) {
+    let left = Mutex::new(Golden::all());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(golden) = { left.lock().expect("no check has failed").pop() } {
+                    check(&golden);
+                }
+            });
+        }
+    });
+}
+
 #[test]
 fn logits_within_tolerance() {
-    for golden in Golden::all() {
+    each_golden(|golden| {
         let by_33 = Chunks { len: 33, expanded: false };
-        for (chunks, block_len) in [(WHOLE, 64), (by_33, 16)] {
+        for (chunks, block_len) in [(WHOLE_EXPANDED, 64), (by_33, 7)] {
             let shape = Shape { step_tokens: 450, block_len };
             let mut model = golden.model(backend(Precision::F32), Precision::F32, shape);
-            let error = error_of(&golden, &mut model, chunks);
+            let error = error_of(golden, &mut model, chunks);
             println!("{}: {chunks:?}, blocks of {block_len}: {error:.1e}", golden.name);
             assert!(error < 2e-4, "{}, {chunks:?}, blocks of {block_len}: {error}", golden.name);
         }
-    }
+    });
 }
 
 /// What greedy decoding gives for each request, all submitted at once.
@@ -56,9 +71,11 @@ fn answer(mut events: engine::Events) -> Vec<u32> {
 /// Tokens that a pool of few blocks must page, chunk and batch; the goldens' own greedy answers come out.
 #[test]
 fn the_engine_decodes_what_the_reference_does() {
-    for golden in Golden::all() {
+    each_golden(|golden| {
         let spec = golden.spec();
-        for (tokens, block_len, n_blocks) in [(16, 16, 40), (70, 64, 14)] {
+        let all = [(16, 16, 40), (70, 64, 14)];
+        let shapes = if golden.name == "v3-fp8" { &all[..] } else { &all[..1] };
+        for &(tokens, block_len, n_blocks) in shapes {
             let limits = StepLimits {
                 tokens,
                 rows: 4,
@@ -87,5 +104,5 @@ fn the_engine_decodes_what_the_reference_does() {
             drop(engine);
             thread.join().expect("the engine ends by itself");
         }
-    }
+    });
 }

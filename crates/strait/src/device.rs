@@ -8,9 +8,11 @@ use kernels::cuda::{self, About, CudaBackend, Device as _, Driver, Gpu, NoGpu};
 use kernels::{Backend, Cpu, Precision};
 
 use crate::machine;
+use crate::memory::Defaults;
 
-/// Why no GPU is computed on yet, whatever the machine has.
-const UNFINISHED: Option<&str> = Some("this version has no CUDA backend yet");
+/// Why `auto` takes no GPU yet, whatever the machine has.
+const UNTRIED: Option<&str> =
+    Some("this version's kernels have not run on hardware yet; --device cuda tries them");
 
 /// `--device`
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,13 +91,12 @@ impl DeviceChoice {
         let cpu = |why: String| Ok(Chosen { device: Device::Cpu, why });
         match self {
             Self::Cpu => cpu("asked for".into()),
-            Self::Auto => match first_usable(found).and_then(finished) {
+            Self::Auto => match first_usable(found).and_then(tried) {
                 Ok((ordinal, name)) => Ok(Chosen { device: Device::Gpu(ordinal), why: name }),
                 Err(why) => cpu(why),
             },
             Self::Cuda(ordinal) => {
-                let named = usable(found, ordinal).and_then(finished);
-                let (ordinal, why) = named.map_err(|why| anyhow!("device {self}: {why}"))?;
+                let (ordinal, why) = usable(found, ordinal).map_err(|why| anyhow!("device {self}: {why}"))?;
                 Ok(Chosen { device: Device::Gpu(ordinal), why })
             }
         }
@@ -127,6 +128,10 @@ impl Device {
             Self::Cpu => Ok(Opened::Cpu(Cpu::new(threads, precision))),
             Self::Gpu(ordinal) => {
                 let gpu = Gpu::open(ordinal, &cuda::kernels(), &machine::code_paths())?;
+                tracing::warn!(
+                    "this version's CUDA kernels have not run on hardware yet, only in an emulator: compare answers with \
+                     --device cpu before you trust them"
+                );
                 Ok(Opened::Gpu(CudaBackend::new(gpu, precision)))
             }
         }
@@ -139,6 +144,28 @@ impl Opened {
         match self {
             Self::Cpu(cpu) => format!("cpu ({})", cpu.isa().name()),
             Self::Gpu(backend) => cuda_name(backend),
+        }
+    }
+
+    /// A GPU's memory is its own, and it must compute many tokens together to pay for reading its weights.
+    pub(crate) fn defaults(&self) -> Defaults {
+        match self {
+            Self::Cpu(_) => Defaults { share: 0.7, step_tokens: 512 },
+            Self::Gpu(_) => Defaults { share: 0.9, step_tokens: 2048 },
+        }
+    }
+
+    /// How prompts are read beside answers. On the CPU the engine's own values. A GPU reads nearly all experts in any step
+    /// with a few tens of sequences, some 30 GB of DeepSeek-V2-Lite's or 10 ms, in which it could compute a thousand tokens:
+    /// by arithmetic, not by measurement.
+    pub(crate) fn policy(&self) -> engine::Policy {
+        match self {
+            Self::Cpu(_) => engine::Policy::default(),
+            Self::Gpu(_) => engine::Policy {
+                prompt_tokens_beside_answers: 1024,
+                prompt_pairs_beside_answers: 1 << 24,
+                ..engine::Policy::default()
+            },
         }
     }
 
@@ -196,10 +223,10 @@ fn first_usable(found: &Result<Driver, NoGpu>) -> Result<(usize, String), String
     }
 }
 
-fn finished(gpu: (usize, String)) -> Result<(usize, String), String> {
-    match UNFINISHED {
+fn tried(gpu: (usize, String)) -> Result<(usize, String), String> {
+    match UNTRIED {
         None => Ok(gpu),
-        Some(why) => Err(format!("GPU {} ({}) is there, but {why}; use --device cpu", gpu.0, gpu.1)),
+        Some(why) => Err(format!("GPU {} ({}) is there, but {why}", gpu.0, gpu.1)),
     }
 }
 

@@ -16,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use text::{ChatTemplate, Tokenizer};
 
 use crate::device::{FreeMemory, Opened, on_device};
-use crate::memory::MemoryPlan;
+use crate::memory::{MemoryPlan, MemoryPolicy};
 use crate::model_dir::ModelFiles;
 use crate::progress::Progress;
 use crate::settings::ModelSettings;
@@ -39,6 +39,7 @@ pub(crate) struct Loaded {
     pub fingerprint: String,
     /// `cpu (avx512-bf16)`
     pub device: String,
+    pub policy: engine::Policy,
 }
 
 pub(crate) struct Text {
@@ -73,7 +74,7 @@ pub(crate) fn load(
         let model = weights(files, &spec, settings, tell);
         (text.join().unwrap_or_else(|_| Err(anyhow!("reading the tokenizer failed"))), model)
     });
-    let (text, Packed { model, plan, device, sample }) = both(text, model)?;
+    let (text, Packed { model, plan, device, policy, sample }) = both(text, model)?;
     let eos_ids = if eos_ids.is_empty() { text.tokenizer.eos_id().into_iter().collect() } else { eos_ids };
     if eos_ids.is_empty() {
         tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
@@ -82,7 +83,7 @@ pub(crate) fn load(
     let program =
         [env!("CARGO_PKG_VERSION"), plan.precision.name(), &device, &format!("prefill unit {unit}")];
     let fingerprint = fingerprint(files, &text.digest, &sample, &program);
-    Ok(Loaded { model, spec, text, eos_ids, generation, plan, fingerprint, device })
+    Ok(Loaded { model, spec, text, eos_ids, generation, plan, fingerprint, device, policy })
 }
 
 /// The plan alone: everything is checked, nothing is packed.
@@ -91,7 +92,8 @@ pub(crate) fn plan(files: &ModelFiles, settings: &ModelSettings) -> anyhow::Resu
     let planned = open(files).and_then(|checkpoint| {
         let Prepared { precision, device, .. } = prepare(&spec, &checkpoint, settings)?;
         let free = device.free_bytes();
-        on_device!(device, |mut backend| settings.memory.plan(&spec, &mut backend, precision, free))
+        let policy = settings.memory.or(device.defaults());
+        on_device!(device, |mut backend| policy.plan(&spec, &mut backend, precision, free))
     });
     let (plan, _) = both(planned, read_text(files, &spec))?;
     Ok((spec, plan))
@@ -103,6 +105,7 @@ struct Packed {
     plan: MemoryPlan,
     /// `cpu (avx512-bf16)`
     device: String,
+    policy: engine::Policy,
     /// Of the checkpoint's weights.
     sample: Digest,
 }
@@ -123,11 +126,12 @@ fn weights(
     let mut progress = Progress::new(checkpoint.bytes(), tell);
     let mut add = |bytes| progress.add(bytes);
     let (name, free) = (device.name(), device.free_bytes());
+    let (memory, policy) = (settings.memory.or(device.defaults()), device.policy());
     let (model, plan) =
-        on_device!(device, |backend| { pack(backend, spec, &checked, settings, precision, free, &mut add) })?;
+        on_device!(device, |backend| { pack(backend, spec, &checked, &memory, precision, free, &mut add) })?;
     drop(progress);
     phase("weights packed", start);
-    Ok(Packed { model, plan, device: name, sample: sample(&checkpoint) })
+    Ok(Packed { model, plan, device: name, policy, sample: sample(&checkpoint) })
 }
 
 /// Plans the memory of which `free` bytes are available, then fills it.
@@ -135,12 +139,11 @@ fn pack<B: FreeMemory + 'static>(
     mut backend: B,
     spec: &ModelSpec,
     checked: &Checked<'_>,
-    settings: &ModelSettings,
+    policy: &MemoryPolicy,
     precision: Precision,
     free: Option<u64>,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Box<dyn ModelRunner>, MemoryPlan)> {
-    let policy = &settings.memory;
     let mut plan = policy.plan(spec, &mut backend, precision, free)?;
     let mut unfit = None;
     let place = |backend: &mut B| {

@@ -25,16 +25,24 @@ pub(crate) struct MemoryPolicy {
     /// `None`: what `sequences` full contexts need, within `share`. With less, sequences give way to each
     /// other; more would only keep more prompts.
     pub kv_bytes: Option<u64>,
-    /// Of the available memory, for weights, buffers and KV pool together.
-    pub share: f64,
+    /// Of the available memory, for weights, buffers and KV pool together. `None`: the device's.
+    pub share: Option<f64>,
     /// `None`: the checkpoint's.
     pub context_len: Option<usize>,
     /// A context that must shrink is an error.
     pub strict_context: bool,
     /// Computed together.
     pub sequences: usize,
-    pub step_tokens: usize,
+    /// `None`: the device's.
+    pub step_tokens: Option<usize>,
     pub block_len: usize,
+}
+
+/// What a device has where the owner says nothing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Defaults {
+    pub share: f64,
+    pub step_tokens: usize,
 }
 
 /// What is taken of it. `Display` is the table of `--dry-run`.
@@ -55,6 +63,16 @@ pub(crate) struct MemoryPlan {
 }
 
 impl MemoryPolicy {
+    /// With `defaults` where the owner says nothing.
+    pub(crate) fn or(&self, defaults: Defaults) -> Self {
+        let share = Some(self.share.unwrap_or(defaults.share));
+        Self { share, step_tokens: Some(self.step_tokens.unwrap_or(defaults.step_tokens)), ..self.clone() }
+    }
+
+    fn share(&self) -> f64 {
+        self.share.unwrap_or(1.0)
+    }
+
     /// `backend` reserves the scratch of the largest step, whose size nobody else knows; `available_bytes` were free
     /// before. Weights and cache are held in `precision`.
     pub(crate) fn plan<B: Backend>(
@@ -105,7 +123,7 @@ impl MemoryPolicy {
         activation_bytes: u64,
     ) -> anyhow::Result<()> {
         let (Some(before), None) = (plan.available_bytes, self.kv_bytes) else { return Ok(()) };
-        let kept = before - (before as f64 * self.share) as u64;
+        let kept = before - (before as f64 * self.share()) as u64;
         let bytes = free_bytes.saturating_sub(kept + activation_bytes);
         if bytes >= plan.kv_bytes {
             return Ok(());
@@ -115,7 +133,7 @@ impl MemoryPolicy {
             show(free_bytes),
             show(activation_bytes),
             show(kept),
-            self.share
+            self.share()
         );
         self.fit(plan, &Pool { bytes, of })
     }
@@ -163,10 +181,11 @@ impl MemoryPolicy {
     /// All but the number of blocks.
     fn limits(&self, spec: &ModelSpec, context_len: usize) -> StepLimits {
         let outputs = LOGITS_BYTES / (4 * spec.vocab_size);
+        let tokens = self.step_tokens.unwrap_or(1);
         let limits = StepLimits {
-            tokens: self.step_tokens,
+            tokens,
             rows: self.sequences,
-            outputs: outputs.max(self.sequences).min(self.step_tokens),
+            outputs: outputs.max(self.sequences).min(tokens),
             vocab_size: spec.vocab_size,
             context_len,
             block_len: self.block_len,
@@ -174,18 +193,18 @@ impl MemoryPolicy {
         };
         // A prompt that is scored asks for the logits of whole units.
         let unit = forward::prefill_unit(spec, &limits);
-        let outputs = unit.saturating_add(self.sequences).min(self.step_tokens).max(limits.outputs);
+        let outputs = unit.saturating_add(self.sequences).min(tokens).max(limits.outputs);
         StepLimits { outputs, ..limits }
     }
 
     fn pool_within(&self, available: Option<u64>, weights: u64, buffers: u64) -> anyhow::Result<Pool> {
         let memory = available.unwrap_or(UNKNOWN_MEMORY);
-        let ours = (memory as f64 * self.share) as u64;
+        let ours = (memory as f64 * self.share()) as u64;
         let bytes = ours.saturating_sub(weights + buffers);
         let of = format!(
             "{} available x {} - {} of weights - {} of buffers",
             show(memory),
-            self.share,
+            self.share(),
             show(weights),
             show(buffers)
         );
@@ -300,11 +319,11 @@ mod tests {
     fn policy() -> MemoryPolicy {
         MemoryPolicy {
             kv_bytes: None,
-            share: 0.5,
+            share: Some(0.5),
             context_len: None,
             strict_context: false,
             sequences: 4,
-            step_tokens: 32,
+            step_tokens: Some(32),
             block_len: 64,
         }
     }

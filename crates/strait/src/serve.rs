@@ -152,7 +152,7 @@ pub(crate) fn load_and_run(
 ) -> anyhow::Result<()> {
     let loaded = load::load(files, model, &|share| app.set_progress(share))?;
     let welcome = Welcome::of(&loaded, model.threads);
-    let Loaded { model, text, eos_ids, generation, plan, fingerprint, device, .. } = loaded;
+    let Loaded { model, text, eos_ids, generation, plan, fingerprint, device, policy, .. } = loaded;
     let defaults = Defaults {
         temperature: load::default_temperature(&generation),
         top_p: generation.top_p,
@@ -165,6 +165,7 @@ pub(crate) fn load_and_run(
         sampled_vocab: text.tokenizer.vocab_size(),
         prefix_cache: server.prefix_cache,
         model_identity: fingerprint.clone(),
+        policy,
         ..Default::default()
     };
     // The server watches the engine. Its thread is not waited for: it may be stuck.

@@ -100,10 +100,10 @@ impl ModelSettings {
         let context_len = wrong.note("max-model-len", optional(flags.max_model_len, 2, 1 << 26));
         let kv_bytes =
             wrong.note("kv-cache-memory", flags.kv_cache_memory.as_deref().map(size::parse).transpose());
-        let share = wrong.note("memory-utilization", share(flags.memory_utilization.unwrap_or(0.7)));
+        let share = wrong.note("memory-utilization", flags.memory_utilization.map(share).transpose());
         let block_len = wrong.note("block-size", within(flags.block_size, 64, 1, 1 << 12));
         let step_tokens =
-            wrong.note("max-num-batched-tokens", within(flags.max_num_batched_tokens, 512, 1, 1 << 16));
+            wrong.note("max-num-batched-tokens", optional(flags.max_num_batched_tokens, 1, 1 << 16));
         let source = ModelSource::of(flags.model.as_deref().unwrap_or("demo"));
         let build = || {
             let (kv_bytes, share) = (kv_bytes?, share?);

@@ -123,7 +123,7 @@ pub trait Params: Copy {
 }
 
 /// A number or an address in a parameter struct.
-pub trait Argument: Copy {
+pub(super) trait Argument: Copy {
     fn put(self, at: usize, into: &mut ParamBytes);
 }
 

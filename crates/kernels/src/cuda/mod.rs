@@ -12,6 +12,7 @@ mod device;
 mod gemm;
 mod gpu;
 mod mla;
+pub mod peaks;
 mod prefill;
 mod rows;
 #[cfg(feature = "sim")]

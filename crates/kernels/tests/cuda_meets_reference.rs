@@ -50,6 +50,25 @@ fn odd_sizes() {
     check(Mode::FAST, ODD, &rows(), Precision::Bf16, 1.5e-2);
 }
 
+/// Heads of DeepSeek's and of GLM-4.7-Flash's sizes, for which there are kernels of their own; few of them, and narrow layers.
+#[test]
+fn real_heads() {
+    let data = StepData::new(&[(70, 3, Latent), (64, 66, Expanded), (0, 1, Latent), (130, 7, Expanded)], 64);
+    for (nope, v) in [(128, 128), (192, 256)] {
+        let mla = MlaDims {
+            n_heads: 2,
+            kv_lora_rank: 512,
+            qk_nope_head_dim: nope,
+            qk_rope_head_dim: 64,
+            v_head_dim: v,
+            // Of sums of so many products, so that softmax is neither flat nor a single key.
+            softmax_scale: 0.02,
+        };
+        let sizes = Sizes { mla, hidden: 256, intermediate: 128, n_experts: 8, top_k: 3 };
+        check(Mode::FAST, sizes, &data, Precision::Bf16, 1.5e-2);
+    }
+}
+
 #[test]
 fn a_single_token() {
     for attention in [Latent, Expanded] {

@@ -92,6 +92,12 @@ DEV u32 warp_min_u(u32 x) {
     asm volatile("redux.sync.min.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
     return y;
 }
+// The lanes that have the same x.
+DEV u32 match_mask(u32 x) {
+    u32 m;
+    asm volatile("match.any.sync.b32 %0, %1, 0xffffffff;" : "=r"(m) : "r"(x));
+    return m;
+}
 
 // ---- bits and arithmetic
 

@@ -15,6 +15,7 @@
 // tiles: null, or what experts have to do (experts.cu): {number of tiles}, then {expert, first place, places} each; a
 // place is a token's at one of its experts. tokens: token of a place, or null where x has a row a place. Where the step is
 // one token, `tiles` is its `direct` ids instead, each a tile of one place; those not below `experts` name no expert.
+// eights: eights of rows that a tile of a dense product has at most.
 // rows: of a result, so half of the packed ones where gated; out_stride: from one token to the next.
 #define PRODUCT_FIELDS(F)                                                                                              \
     F(const void *, w)                                                                                                 \
@@ -36,6 +37,7 @@
     F(int, x_group)                                                                                                    \
     F(int, out_stride)                                                                                                 \
     F(int, out_group)                                                                                                  \
+    F(int, eights)                                                                                                     \
     F(int, finish)                                                                                                     \
     F(int, direct)                                                                                                     \
     F(int, experts)
@@ -64,21 +66,32 @@ struct ProductTile {
     int matrix, block, first, n;
 };
 
-// Token tiles of one block of rows are neighbours in the grid: the second finds the weights in L2. Experts' tiles are in
-// y, one for each that the host foresaw; those that are too many have no rows.
-DEV ProductTile product_tile(const ProductParams &p, int tile_rows) {
+// Token tiles of one block of rows are neighbours in the grid: the second finds the weights in L2. `n` is not known yet.
+DEV ProductTile product_dense(int tile_rows) { return {cta_z(), cta_y(), cta_x() * tile_rows, 0}; }
+
+// Rows that a tile of a dense product has.
+DEV int product_rows(const ProductParams &p, const ProductTile &tile, int tile_rows) {
+    int n = (int)ldg_u((const u32 *)p.step + p.count) - tile.first;
+    return max_i(0, min_i(n, tile_rows));
+}
+
+// Experts' tiles are in y, one for each that the host foresaw; those that are too many have no rows.
+DEV ProductTile product_expert(const ProductParams &p) {
     if (p.direct) {
         u32 expert = ldg_u((const u32 *)p.tiles + cta_y());
         return {(int)expert, cta_x(), cta_y(), expert < (u32)p.experts ? 1 : 0};
     }
-    if (p.tiles) {
-        if (cta_y() >= (int)ldg_u(p.tiles)) return {0, 0, 0, 0};
-        v4 tile = ldg_v4((const v4 *)p.tiles + 1 + cta_y());
-        return {(int)tile.x, cta_x(), (int)tile.y, (int)tile.z};
-    }
-    int first = cta_x() * tile_rows;
-    int n = (int)ldg_u((const u32 *)p.step + p.count) - first;
-    return {cta_z(), cta_y(), first, max_i(0, min_i(n, tile_rows))};
+    if (cta_y() >= (int)ldg_u(p.tiles)) return {0, 0, 0, 0};
+    v4 tile = ldg_v4((const v4 *)p.tiles + 1 + cta_y());
+    return {(int)tile.x, cta_x(), (int)tile.y, (int)tile.z};
+}
+
+// Of either, with its rows.
+DEV ProductTile product_tile(const ProductParams &p, int tile_rows) {
+    if (p.tiles) return product_expert(p);
+    ProductTile tile = product_dense(tile_rows);
+    tile.n = product_rows(p, tile, tile_rows);
+    return tile;
 }
 
 // Whether row i of the tile is there.

@@ -9,6 +9,8 @@
 // A block reads all of x besides its panels of W. With few panels that would be most of what it reads: so 4 where there
 // are enough panels for all SMs, 1 where there are not.
 //
+// Weights do not depend on what the launch before has written: their first copies start before anything else is read.
+//
 // No split of the columns over blocks: the shapes of these models have 128 panels and more, and partial sums of 64 tokens
 // would move as many bytes as the weights.
 #pragma once
@@ -22,6 +24,7 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
     static constexpr int W_UNIT = FP8 ? 512 : 1024;
     static constexpr int X_UNIT = X_F32 ? 1024 : 512; // of 8 rows
     static constexpr int X_COPIES = X_F32 ? 2 * NT : NT;
+    static constexpr u32 NO_ROW = 0xffffffffu;
     static constexpr int STAGE = PANELS * W_UNIT + NT * X_UNIT;
     static constexpr int STAGES = SKINNY_WARP_BYTES / STAGE < 8 ? SKINNY_WARP_BYTES / STAGE : 8;
     static_assert(STAGES >= 2, "a ring of one stage");
@@ -30,26 +33,31 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
     const u8 *w;              // the lane's part of the warp's first panel
     u64 pitch;                // from panel to panel
     int panels;               // that there are, at most PANELS
-    const u8 *x[X_COPIES];    // what the lane copies of the rows; null: no such row
+    u32 x[X_COPIES];          // what the lane copies of the rows: 16-byte pieces before it, or NO_ROW
     u32 ring;
 
-    // Starts copying unit u.
-    DEV_MEMBER void copy(const ProductParams &p, int u, u32 stage) const {
+    // Starts copying the weights of unit u.
+    DEV_MEMBER void copy_weights(int u, u32 stage) const {
         for (int i = 0; i < PANELS; i++) {
             const u8 *from = w + (u64)i * pitch + (u64)u * W_UNIT;
             u32 to = stage + i * W_UNIT + lane() * 16;
             cp16(to, from, i < panels);
             if (!FP8) cp16(to + 512, from + 512, i < panels);
         }
+    }
+
+    // Starts copying the rows' part of unit u.
+    DEV_MEMBER void copy_rows(const ProductParams &p, int u, u32 stage) const {
         stage += PANELS * W_UNIT;
         for (int i = 0; i < X_COPIES; i++) {
+            const v4 *from = (const v4 *)p.x + ((u64)x[i] + (u32)(u * (X_F32 ? 8 : 4)));
             if (X_F32) {
                 // 8 lanes a row: whole lines. Chunk c of row r lies at c ^ 2 (r % 4): 4 rows x 32 bytes in all banks.
                 int row = 4 * i + (lane() >> 3), chunk = lane() & 7;
                 u32 to = stage + row * 128 + ((chunk ^ ((row & 3) * 2)) * 16);
-                cp16(to, x[i] + (u64)u * 128, x[i] && u * UNIT_COLS + chunk * 4 < p.cols);
+                cp16(to, from, x[i] != NO_ROW && u * UNIT_COLS + chunk * 4 < p.cols);
             } else {
-                cp16(stage + i * X_UNIT + lane() * 16, x[i] + (u64)u * 64, x[i] != 0);
+                cp16(stage + i * X_UNIT + lane() * 16, from, x[i] != NO_ROW);
             }
         }
     }
@@ -87,18 +95,17 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
     }
 
     DEV_MEMBER void multiply(u32 stage, float (&d)[PANELS][NT][4]) const {
-        u32 a[PANELS][2][4];
+        u32 b[NT][4];
 #pragma unroll
-        for (int i = 0; i < PANELS; i++) weights(stage, i, a[i]);
+        for (int t = 0; t < NT; t++) operand(stage, t, b[t]);
 #pragma unroll
-        for (int t = 0; t < NT; t++) {
-            u32 b[4];
-            operand(stage, t, b);
+        for (int i = 0; i < PANELS; i++) {
+            u32 a[2][4];
+            weights(stage, i, a);
 #pragma unroll
-            for (int i = 0; i < PANELS; i++) {
-                mma_bf16(d[i][t], a[i][0], b[0], b[1]);
-                mma_bf16(d[i][t], a[i][1], b[2], b[3]);
-            }
+            for (int t = 0; t < NT; t++) mma_bf16(d[i][t], a[0], b[t][0], b[t][1]);
+#pragma unroll
+            for (int t = 0; t < NT; t++) mma_bf16(d[i][t], a[1], b[t][2], b[t][3]);
         }
     }
 
@@ -120,7 +127,18 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
         }
     }
 
-    DEV_MEMBER void run(const ProductParams &p, const ProductTile &tile) {
+    // Finds the lane's part of the rows.
+    DEV_MEMBER void find_rows(const ProductParams &p, const ProductTile &tile) {
+        for (int i = 0; i < X_COPIES; i++) {
+            int row = X_F32 ? 4 * i + (lane() >> 3) : 8 * i + (lane() >> 2);
+            x[i] = NO_ROW;
+            if (!product_has(p, tile, row)) continue;
+            x[i] = (u32)(product_x(p, tile, row) / (X_F32 ? 4 : 8)) + (X_F32 ? lane() & 7 : lane() & 3);
+        }
+    }
+
+    // `tile_rows`: that the tile of a dense product may have, whose rows are not known yet.
+    DEV_MEMBER void run(const ProductParams &p, ProductTile tile, int tile_rows) {
         int groups = SKINNY_WARPS / p.segments, segment = warp() / groups;
         int block_panel = tile.block * groups * PANELS, first_panel = block_panel + warp() % groups * PANELS;
         pitch = (u64)p.units * W_UNIT;
@@ -129,18 +147,22 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
         const float *scales = 0;
         if (FP8) scales = (const float *)p.scales + ((u64)tile.matrix * p.panels + first_panel) * 2 * div_up(p.cols, SCALE_COLS);
         ring = smem_base() + warp() * SKINNY_WARP_BYTES;
-        for (int i = 0; i < X_COPIES; i++) {
-            int row = X_F32 ? 4 * i + (lane() >> 3) : 8 * i + (lane() >> 2);
-            x[i] = 0;
-            if (!product_has(p, tile, row)) continue;
-            u64 at = product_x(p, tile, row);
-            x[i] = X_F32 ? (const u8 *)((const float *)p.x + at) + (lane() & 7) * 16
-                         : (const u8 *)((const u16 *)p.x + at) + (lane() & 3) * 16;
-        }
         int unit = product_segment(segment, p.segments, p.units, FP8 ? 4 : 1);
         int end = product_segment(segment + 1, p.segments, p.units, FP8 ? 4 : 1);
+        for (int s = 0; s < STAGES - 1; s++)
+            if (unit + s < end) copy_weights(unit + s, ring + s * STAGE);
+        if (!p.tiles) {
+            grid_dep_wait();
+            tile.n = product_rows(p, tile, tile_rows);
+            if (product_empty(p, tile, tile_rows)) {
+                cp_commit();
+                cp_wait<0>();
+                return;
+            }
+        }
+        find_rows(p, tile);
         for (int s = 0; s < STAGES - 1; s++) {
-            if (unit + s < end) copy(p, unit + s, ring + s * STAGE);
+            if (unit + s < end) copy_rows(p, unit + s, ring + s * STAGE);
             cp_commit();
         }
         float d[PANELS][NT][4] = {}, sum[PANELS][NT][4] = {};
@@ -148,7 +170,10 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
         for (; unit < end; unit++) {
             cp_wait<STAGES - 2>();
             warp_sync(); // all lanes' copies are there, and all have read the stage that is refilled
-            if (unit + STAGES - 1 < end) copy(p, unit + STAGES - 1, ring + refill * STAGE);
+            if (unit + STAGES - 1 < end) {
+                copy_weights(unit + STAGES - 1, ring + refill * STAGE);
+                copy_rows(p, unit + STAGES - 1, ring + refill * STAGE);
+            }
             cp_commit();
             multiply(ring + stage * STAGE, d);
             if (FP8 && ((unit & 3) == 3 || unit + 1 == end)) scale(p, scales, unit, d, sum);
@@ -186,9 +211,16 @@ template <int NT, int PANELS, bool FP8, bool X_F32> struct Skinny {
 
 // As few columns of B as the rows of the tile need.
 template <int NT_MAX, int PANELS, bool FP8, bool X_F32> DEV void skinny(const ProductParams &p) {
-    ProductTile tile = product_tile(p, NT_MAX * 8);
-    if (product_empty(p, tile, NT_MAX * 8)) return;
-    if (tile.n <= 8) Skinny<1, PANELS, FP8, X_F32>().run(p, tile);
-    else if (tile.n <= 16) Skinny<2, PANELS, FP8, X_F32>().run(p, tile);
-    else if constexpr (NT_MAX > 2) Skinny<NT_MAX, PANELS, FP8, X_F32>().run(p, tile);
+    constexpr int ROWS = NT_MAX * 8;
+    ProductTile tile = product_dense(ROWS);
+    int eights = p.eights;
+    if (p.tiles) {
+        grid_dep_wait();
+        tile = product_expert(p);
+        eights = div_up(tile.n, 8);
+        if (eights == 0) return;
+    }
+    if (eights <= 1) Skinny<1, PANELS, FP8, X_F32>().run(p, tile, ROWS);
+    else if (eights <= 2) Skinny<2, PANELS, FP8, X_F32>().run(p, tile, ROWS);
+    else if constexpr (NT_MAX > 2) Skinny<NT_MAX, PANELS, FP8, X_F32>().run(p, tile, ROWS);
 }

@@ -275,6 +275,11 @@ DEV void warp_sync(SITE) { sim::warp_sync(site); }
 DEV u32 shfl_xor_u(u32 x, int mask, SITE) { return sim::shuffle(x, lane() ^ mask, site); }
 DEV u32 shfl_idx_u(u32 x, int from, SITE) { return sim::shuffle(x, from, site); }
 DEV u32 vote_mask(bool p, SITE) { return sim::vote(p, site); }
+DEV u32 match_mask(u32 x, SITE) {
+    u32 mask = 0;
+    for (int from = 0; from < 32; from++) mask |= (u32)(sim::shuffle(x, from, site) == x) << from;
+    return mask;
+}
 DEV u32 warp_max_u(u32 x, SITE) {
     for (int mask = 16; mask > 0; mask >>= 1) {
         u32 other = sim::shuffle(x, lane() ^ mask, site);

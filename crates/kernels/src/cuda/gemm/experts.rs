@@ -7,14 +7,16 @@ use super::product::{Finish, Operand, Over, Product, Rows, Tiles, operand};
 use crate::error::{Result, require};
 use crate::ops::Experts;
 
-/// Of the lists' kernel: more shared memory would want another way to count.
-const EXPERTS_MAX: usize = 4096;
+/// Shared memory of the lists' kernel for each expert.
+const LISTS_EXPERT_BYTES: usize = 144;
+/// Its counts must fit: no model has so many.
+const EXPERTS_MAX: usize = 640;
 
 pub(super) static LISTS: Kernel = Kernel {
     name: "smxx_u32_expert_lists",
     file: "experts",
     threads: 1024,
-    shared_bytes_max: 12 * EXPERTS_MAX as u32,
+    shared_bytes_max: (LISTS_EXPERT_BYTES * EXPERTS_MAX) as u32,
 };
 const TOP_K_MAX: usize = 1024;
 pub(super) static SUM: Kernel = Kernel {
@@ -160,7 +162,7 @@ fn lists<D: Device>(
         experts: n as i32,
         tile_rows: tile_rows as i32,
     };
-    b.launch(&LISTS, [1, 1, 1], 12 * n, &params);
+    b.launch(&LISTS, [1, 1, 1], LISTS_EXPERT_BYTES * n, &params);
     Ok(Lists { tiles, direct: false, tokens: token_of, places, most, rows: rows.min(tile_rows) })
 }
 

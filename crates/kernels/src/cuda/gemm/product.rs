@@ -64,6 +64,7 @@ params! {
         x_group: i32,
         out_stride: i32,
         out_group: i32,
+        eights: i32,
         finish: i32,
         direct: i32,
         experts: i32,
@@ -227,11 +228,11 @@ impl<D: Device> Product<'_, D> {
             x: x.rows.at,
             out: out.at,
             step: step.header(),
-            row_of: Ptr::NONE,
+            row_of: if let Over::LatentTokens = over { step.row_of() } else { Ptr::NONE },
             tiles: Ptr::NONE,
             tokens: Ptr::NONE,
             w_bytes: weight.matrix_bytes() as u64,
-            count: 0,
+            count: if let Over::Outputs = over { 2 } else { 0 },
             panels: weight.panels() as i32,
             units: weight.units() as i32,
             segments: segments(weight.kind(), weight.units()) as i32,
@@ -241,24 +242,20 @@ impl<D: Device> Product<'_, D> {
             x_group: x.rows.group as i32,
             out_stride: out.stride as i32,
             out_group: out.group as i32,
+            eights: 0,
             finish: *finish as i32,
             direct: 0,
             experts: stack as i32,
         };
-        let dense = |rows: usize, groups: usize| {
+        let mut dense = |rows: usize, groups: usize| {
             let choice = self.choose(rows, high, groups);
+            params.eights = rows.min(choice.tile).div_ceil(8) as i32;
             (choice.kernel, [rows.div_ceil(choice.tile), high.div_ceil(choice.high), groups])
         };
         let (kernel, grid) = match over {
             Over::Tokens => dense(b.token_bucket(), 1),
-            Over::LatentTokens => {
-                params.row_of = step.row_of();
-                dense(b.token_bucket(), stack)
-            }
-            Over::Outputs => {
-                params.count = 2;
-                dense(super::output_bucket(step), 1)
-            }
+            Over::LatentTokens => dense(b.token_bucket(), stack),
+            Over::Outputs => dense(super::output_bucket(step), 1),
             Over::Experts(tiles) => {
                 (params.tiles, params.tokens) = (tiles.tiles, tiles.tokens);
                 params.direct = i32::from(tiles.direct);

@@ -352,3 +352,58 @@ fn write_matrix<D: Device>(
     }
     Ok(())
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::cuda::sim::{Emulator, Mode};
+    use crate::dtype::DType;
+    use crate::matrix::BlockScales;
+
+    #[test]
+    fn fp8_stays_so_where_its_blocks_allow() {
+        let scales = [0; 4 * 8];
+        let stored = |bytes, block_rows, block_cols| {
+            let scales = &scales[..4 * 256usize.div_ceil(block_rows) * 128usize.div_ceil(block_cols)];
+            let scales = BlockScales { bytes: scales, block_rows, block_cols };
+            Matrix::new(DType::F8E4M3, bytes, [256, 128], Some(scales)).unwrap()
+        };
+        let (numbers, mut with_nan) = (vec![0x7e; 256 * 128], vec![0; 256 * 128]);
+        with_nan[1234] = 0xff;
+        let blocks = stored(&numbers, 128, 128);
+        let plain = Matrix::new(DType::F8E4M3, &numbers, [256, 128], None).unwrap();
+        let gate_up = |gate, up| Parts::GateUp { gate, up };
+        let rows = Parts::Rows;
+        for (parts, kind) in [
+            (rows(vec![blocks]), Kind::Fp8),
+            (gate_up(blocks, blocks), Kind::Fp8),
+            (rows(vec![blocks.rows_at(64, 24), blocks]), Kind::Fp8),
+            // 8 rows would have two scales.
+            (rows(vec![blocks.rows_at(0, 20), blocks]), Kind::Bf16),
+            (rows(vec![blocks.rows_at(4, 128)]), Kind::Bf16),
+            (rows(vec![stored(&numbers, 100, 128)]), Kind::Bf16),
+            // As 128 columns would.
+            (rows(vec![stored(&numbers, 128, 64)]), Kind::Bf16),
+            (rows(vec![blocks.transposed()]), Kind::Bf16),
+            // The device has no NaN.
+            (gate_up(blocks, stored(&with_nan, 128, 128)), Kind::Bf16),
+            (rows(vec![plain]), Kind::Bf16),
+        ] {
+            assert_eq!(kind_of(std::slice::from_ref(&parts), Precision::Bf16), kind, "{parts:?}");
+            assert_eq!(kind_of(&[parts], Precision::F32), Kind::F32);
+        }
+    }
+
+    #[test]
+    fn stacks_of_different_shapes_are_refused() {
+        let zeros = [0; 4 * 32];
+        let matrix = |rows: usize| Matrix::new(DType::F32, &zeros[..16 * rows], [rows, 4], None).unwrap();
+        let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
+        let gate_up = Parts::GateUp { gate: matrix(1), up: matrix(1) };
+        for stack in [[matrix(1).into(), matrix(2).into()], [matrix(2).into(), gate_up]] {
+            assert!(pack(&mut b, &stack, Precision::F32).is_err());
+        }
+        let weight = pack(&mut b, &[matrix(3).into(), matrix(3).into()], Precision::Bf16).unwrap();
+        assert_eq!((weight.shape(), weight.panels(), weight.units()), ([2, 3, 4], 1, 1));
+    }
+}

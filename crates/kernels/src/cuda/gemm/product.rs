@@ -155,9 +155,11 @@ fn segments(kind: Kind, units: usize) -> usize {
     }
 }
 
-/// Tokens up to which f32 rows are read as they are; more are rounded once, by a launch of its own, as every block reads
-/// them all. The same for both, bit by bit.
-pub(super) const FEW_TOKENS: usize = 16;
+/// Rows that a kernel takes at once which reads f32 rows as they are. More tokens are rounded once, by a launch of its own,
+/// as every block reads them all. The same for both, bit by bit.
+const FEW_ROWS: usize = 16;
+/// Of heads, each with its own small matrix, that launch would take longer than reading the weights a few times.
+const FEW_ROWS_OF_HEADS: usize = 64;
 /// Rows from which on a tile of 128 pays.
 const WIDE_FROM: usize = 65;
 /// Blocks from which on each warp takes four panels. Of rows that are read as they are, when there are two for each of 132
@@ -187,7 +189,7 @@ impl<D: Device> Product<'_, D> {
         if kind == Kind::Bf16 && rounded && rows >= WIDE_FROM {
             return Choice { kernel: &WIDE, tile: 128, high: 8 };
         }
-        let tile = if rounded { 32 } else { FEW_TOKENS };
+        let tile = if rounded { 32 } else { FEW_ROWS };
         let groups_of_warps = 8 / segments(kind, self.weight.units());
         let tall_blocks = high.div_ceil(4 * groups_of_warps) * groups * rows.div_ceil(tile);
         let tall = tall_blocks >= if rounded { TALL_FROM_ROUNDED } else { TALL_FROM };
@@ -202,7 +204,7 @@ impl<D: Device> Product<'_, D> {
             Kind::F32 => 8,
             Kind::Bf16 if rounded && rows >= WIDE_FROM => 128,
             _ if rounded => 32,
-            _ => FEW_TOKENS,
+            _ => FEW_ROWS,
         }
     }
 
@@ -279,7 +281,8 @@ pub(super) fn operand<D: Device>(
     let [stack, _, cols] = weight.shape();
     let aligned = x.at.0.is_multiple_of(16) && [x.stride, x.group, cols].iter().all(|n| n.is_multiple_of(4));
     let tokens = b.token_bucket();
-    if weight.kind() == Kind::F32 || (aligned && tokens <= FEW_TOKENS) {
+    let few = if let Over::LatentTokens = over { FEW_ROWS_OF_HEADS } else { FEW_ROWS };
+    if weight.kind() == Kind::F32 || (aligned && tokens <= few) {
         return Ok(Operand { rows: x, rounded: false });
     }
     let reserved = b.reserved(op)?;

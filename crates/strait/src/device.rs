@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::anyhow;
+#[cfg(feature = "sim")]
+use kernels::cuda::sim::{Emulator, Mode};
 use kernels::cuda::{self, About, CudaBackend, Device as _, Driver, Gpu, NoGpu};
 use kernels::{Backend, Cpu, Precision};
 
@@ -22,6 +24,9 @@ pub(crate) enum DeviceChoice {
     Cpu,
     /// By the driver's number.
     Cuda(usize),
+    /// The emulator that runs the CUDA kernels on the host.
+    #[cfg(feature = "sim")]
+    Sim,
 }
 
 impl FromStr for DeviceChoice {
@@ -34,6 +39,8 @@ impl FromStr for DeviceChoice {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
+            #[cfg(feature = "sim")]
+            "sim" => Ok(Self::Sim),
             _ => {
                 let number = text.strip_prefix("cuda:").ok_or_else(refused)?;
                 let digits = number.bytes().all(|byte| byte.is_ascii_digit());
@@ -49,6 +56,8 @@ impl fmt::Display for DeviceChoice {
             Self::Auto => f.write_str("auto"),
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+            #[cfg(feature = "sim")]
+            Self::Sim => f.write_str("sim"),
         }
     }
 }
@@ -59,6 +68,8 @@ pub(crate) enum Device {
     Cpu,
     /// By the driver's number; there, and with code for it.
     Gpu(usize),
+    #[cfg(feature = "sim")]
+    Emulator,
 }
 
 /// A device and why it is that one: `the CPU: no NVIDIA driver is found (…)`.
@@ -73,6 +84,8 @@ impl fmt::Display for Chosen {
         match self.device {
             Device::Cpu => write!(f, "the CPU: {}", self.why),
             Device::Gpu(ordinal) => write!(f, "GPU {ordinal}: {}", self.why),
+            #[cfg(feature = "sim")]
+            Device::Emulator => write!(f, "the emulator: {}", self.why),
         }
     }
 }
@@ -91,6 +104,8 @@ impl DeviceChoice {
         let cpu = |why: String| Ok(Chosen { device: Device::Cpu, why });
         match self {
             Self::Cpu => cpu("asked for".into()),
+            #[cfg(feature = "sim")]
+            Self::Sim => Ok(Chosen { device: Device::Emulator, why: "asked for".into() }),
             Self::Auto => match first_usable(found).and_then(tried) {
                 Ok((ordinal, name)) => Ok(Chosen { device: Device::Gpu(ordinal), why: name }),
                 Err(why) => cpu(why),
@@ -107,6 +122,8 @@ impl DeviceChoice {
 pub(crate) enum Opened {
     Cpu(Cpu),
     Gpu(CudaBackend<Gpu>),
+    #[cfg(feature = "sim")]
+    Emulator(CudaBackend<Emulator>),
 }
 
 /// Goes on with the backend that is open, whatever its type.
@@ -115,6 +132,8 @@ macro_rules! on_device {
         match $opened {
             $crate::device::Opened::Cpu($($backend)+) => $body,
             $crate::device::Opened::Gpu($($backend)+) => $body,
+            #[cfg(feature = "sim")]
+            $crate::device::Opened::Emulator($($backend)+) => $body,
         }
     };
 }
@@ -126,6 +145,10 @@ impl Device {
     pub(crate) fn open(&self, threads: usize, precision: Precision) -> anyhow::Result<Opened> {
         match *self {
             Self::Cpu => Ok(Opened::Cpu(Cpu::new(threads, precision))),
+            #[cfg(feature = "sim")]
+            Self::Emulator => {
+                Ok(Opened::Emulator(CudaBackend::new(Emulator::new(Mode::FAST, 90), precision)))
+            }
             Self::Gpu(ordinal) => {
                 let gpu = Gpu::open(ordinal, &cuda::kernels(), &machine::code_paths())?;
                 tracing::warn!(
@@ -144,14 +167,16 @@ impl Opened {
         match self {
             Self::Cpu(cpu) => format!("cpu ({})", cpu.isa().name()),
             Self::Gpu(backend) => cuda_name(backend),
+            #[cfg(feature = "sim")]
+            Self::Emulator(backend) => cuda_name(backend),
         }
     }
 
     /// A GPU's memory is its own, and it must compute many tokens together to pay for reading its weights.
     pub(crate) fn defaults(&self) -> Defaults {
         match self {
-            Self::Cpu(_) => Defaults { share: 0.7, step_tokens: 512 },
             Self::Gpu(_) => Defaults { share: 0.9, step_tokens: 2048 },
+            _ => Defaults { share: 0.7, step_tokens: 512 },
         }
     }
 
@@ -160,20 +185,20 @@ impl Opened {
     /// by arithmetic, not by measurement.
     pub(crate) fn policy(&self) -> engine::Policy {
         match self {
-            Self::Cpu(_) => engine::Policy::default(),
             Self::Gpu(_) => engine::Policy {
                 prompt_tokens_beside_answers: 1024,
                 prompt_pairs_beside_answers: 1 << 24,
                 ..engine::Policy::default()
             },
+            _ => engine::Policy::default(),
         }
     }
 
     /// Memory that can be taken; `None` where nobody tells.
     pub(crate) fn free_bytes(&self) -> Option<u64> {
         match self {
-            Self::Cpu(_) => machine::available_memory(),
             Self::Gpu(backend) => backend.device().free_bytes().ok(),
+            _ => machine::available_memory(),
         }
     }
 }

@@ -132,11 +132,10 @@ impl Plan {
     fn new<D: Device>(b: &CudaBackend<D>, arena: &CudaArena<D>, dims: &MlaDims) -> Self {
         let about = b.device.about();
         let multiprocessors = about.multiprocessors as usize;
-        if arena.tiled && (dims.kv_lora_rank, dims.latent_width()) == (TENSOR_RANK, TENSOR_WIDTH) {
-            if let Some(tensor) = Tensor::of(dims.n_heads, about.shared_bytes_max) {
-                let Tensor { kernel, shared_bytes, .. } = tensor;
-                return Self { kernel, shared_bytes: *shared_bytes, blocks: multiprocessors };
-            }
+        let known = arena.tiled && (dims.kv_lora_rank, dims.latent_width()) == (TENSOR_RANK, TENSOR_WIDTH);
+        if known && let Some(tensor) = Tensor::of(dims.n_heads, about.shared_bytes_max) {
+            let Tensor { kernel, shared_bytes } = tensor;
+            return Self { kernel, shared_bytes: *shared_bytes, blocks: multiprocessors };
         }
         let kernel = match arena.precision {
             Precision::Bf16 => &ANY_BF16,

@@ -1,0 +1,43 @@
+//! The whole binary on the CUDA backend, its kernels run on this host: what a client hears is what the CPU answers.
+
+mod common;
+
+use std::thread;
+
+use common::Server;
+use serde_json::{Value, json};
+
+const QUESTIONS: [&str; 4] = ["What is 12 + 30?", "Reverse: red blue green", "Hello", "How does MLA work?"];
+
+/// Greedy answers to all questions at once, so that they share steps; then one again, streamed, from the prefix cache.
+fn answers(device: &str) -> Vec<Value> {
+    let server = Server::start(&["--device", device, "--dtype", "f32", "--max-model-len", "256"]);
+    let ask = |question: &str| {
+        let messages = [json!({"role": "user", "content": question})];
+        let request = json!({"messages": messages, "temperature": 0, "max_tokens": 24, "logprobs": true});
+        server.ask("/v1/chat/completions", &request)["choices"][0].clone()
+    };
+    let mut answers: Vec<Value> = thread::scope(|scope| {
+        let asked: Vec<_> = QUESTIONS.iter().map(|question| scope.spawn(|| ask(question))).collect();
+        asked.into_iter().map(|answer| answer.join().unwrap()).collect()
+    });
+    answers.push(ask(QUESTIONS[0]));
+    answers
+}
+
+#[test]
+fn answers_are_those_of_the_cpu() {
+    for (got, want) in answers("sim").iter().zip(answers("cpu")) {
+        assert_eq!(got["message"], want["message"]);
+        assert_eq!(got["finish_reason"], want["finish_reason"]);
+        let scores = |choice: &Value| -> Vec<f64> {
+            let tokens = choice["logprobs"]["content"].as_array().unwrap();
+            tokens.iter().map(|token| token["logprob"].as_f64().unwrap()).collect()
+        };
+        let (got, want) = (scores(got), scores(&want));
+        assert!(!got.is_empty() && got.len() == want.len());
+        for (got, want) in got.iter().zip(&want) {
+            assert!((got - want).abs() < 1e-3, "{got}, on the CPU {want}");
+        }
+    }
+}

@@ -81,6 +81,21 @@ fn long_sums() {
     check("experts", LONG, Format::Bf16, 1, CAREFUL);
 }
 
+#[test]
+fn many_rows() {
+    for format in [Format::Bf16, Format::Fp8] {
+        for (op, sizes, tokens) in [
+            ("linear", TALL, 17),
+            ("linear", TALLER, 1),
+            ("linear", TALLER, 9),
+            ("gated_mlp", TALL, 33),
+            ("linear added", TALL, 20),
+        ] {
+            check(op, sizes, format, tokens, CAREFUL);
+        }
+    }
+}
+
 /// What the GPU's time goes to: the bytes of the weights, read once for all tokens of a tile.
 #[test]
 fn weights_are_read_once_and_without_conflicts() {
@@ -201,23 +216,32 @@ fn rows_of(values: &[f32], tokens: usize, t: usize) -> &[f32] {
     &values[t * width..][..width]
 }
 
+/// In a batch of all `tokens`, as among some of them.
+fn check_bits(op: &str, sizes: Sizes, format: Format, tokens: usize, some: &[&[usize]]) {
+    let all: Vec<usize> = (0..tokens).collect();
+    let batch = run(&mut device(Mode::FAST, format), op, sizes, format, &all);
+    for some in some {
+        let few = run(&mut device(Mode::FAST, format), op, sizes, format, some);
+        for (i, &t) in some.iter().enumerate() {
+            let (alone, among) = (rows_of(&few, some.len(), i), rows_of(&batch, tokens, t));
+            let same = alone.iter().zip(among).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{op} {format:?}: token {t} of {} differs", some.len());
+        }
+    }
+}
+
 #[test]
 fn a_token_computes_the_same_bits_alone() {
-    const TOKENS: usize = 130;
-    let all: Vec<usize> = (0..TOKENS).collect();
-    for sizes in [ODD, EVEN] {
-        for format in [Format::F32, Format::Bf16, Format::Fp8] {
-            for op in OPS.into_iter().filter(|op| *op != "lm_head") {
-                let batch = run(&mut device(Mode::FAST, format), op, sizes, format, &all);
-                for some in [&[0][..], &[77], &[129], &[3, 64, 127, 128], &all[40..57], &all[50..90]] {
-                    let few = run(&mut device(Mode::FAST, format), op, sizes, format, some);
-                    for (i, &t) in some.iter().enumerate() {
-                        let (alone, among) = (rows_of(&few, some.len(), i), rows_of(&batch, TOKENS, t));
-                        let same = alone.iter().zip(among).all(|(a, b)| a.to_bits() == b.to_bits());
-                        assert!(same, "{op} {format:?}: token {t} of {} differs", some.len());
-                    }
-                }
-            }
+    let all: Vec<usize> = (0..130).collect();
+    let some = [&[0][..], &[77], &[129], &[3, 64, 127, 128], &all[40..57], &all[50..90]];
+    for format in [Format::F32, Format::Bf16, Format::Fp8] {
+        for op in OPS.into_iter().filter(|op| *op != "lm_head") {
+            check_bits(op, ODD, format, 130, &some);
+            check_bits(op, EVEN, format, 130, &some);
         }
+    }
+    for format in [Format::Bf16, Format::Fp8] {
+        check_bits("linear", TALL, format, 70, &[&[5], &all[..9], &all[30..60]]);
+        check_bits("linear", TALLER, format, 17, &[&[5], &all[..9]]);
     }
 }

@@ -163,6 +163,11 @@ impl Ids for CudaBackend<Emulator> {
     }
 }
 
+/// Enough rows for four panels a warp once x is rounded, but for its own rows.
+pub(crate) const TALL: Sizes = Sizes { hidden: 1036, rows: 4200, intermediate: 2052, ..ODD };
+/// Enough for that in any case.
+pub(crate) const TALLER: Sizes = Sizes { rows: 16_900, ..TALL };
+
 /// The ops under test.
 pub(crate) const OPS: [&str; 7] =
     ["linear", "linear added", "absorb_query", "absorb_output", "gated_mlp", "experts", "lm_head"];

@@ -118,6 +118,8 @@ pub trait Backend: Sized + Send {
     type Weight: Send;
     /// The latent cache of all layers: `[layers, n_blocks, block_len, latent_width]`.
     type Arena: Send;
+    /// Whether FP8 weights that are computed with in bf16 stay 8 bits in memory (but for transposed ones).
+    const KEEPS_FP8: bool;
 
     // Made at load.
 

@@ -85,6 +85,7 @@ impl Backend for Reference {
     type Indices = Vec<u32>;
     type Weight = PlainMatrices;
     type Arena = PlainArena;
+    const KEEPS_FP8: bool = false;
 
     fn buffer(&mut self, len: usize) -> Result<Vec<f32>> {
         Ok(vec![0.0; len])

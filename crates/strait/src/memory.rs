@@ -94,7 +94,7 @@ impl MemoryPolicy {
         let buffer_bytes = (forward::activation_bytes(spec, limits.tokens)
             + backend.scratch_bytes()
             + limits.outputs * limits.vocab_size * 4) as u64;
-        let weight_bytes = packed_weight_bytes(spec, precision);
+        let weight_bytes = packed_weight_bytes(spec, precision, B::KEEPS_FP8);
         let kv_bytes_per_token = spec.kv_bytes_per_token(precision.size()) as u64;
         let pool = match self.kv_bytes {
             Some(bytes) => Pool { bytes, of: "--kv-cache-memory".into() },
@@ -290,9 +290,9 @@ fn count(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
 }
 
-/// Weights as the CPU packs them, less the padding of panels: the keys' half of `kv_b_proj` is there
-/// twice, for absorbing and for expanding, and routers stay in f32.
-fn packed_weight_bytes(spec: &ModelSpec, precision: Precision) -> u64 {
+/// Weights as backends pack them, less the padding of panels: the keys' half of `kv_b_proj` is there twice, for
+/// absorbing (transposed) and for expanding, and routers stay in f32. `keeps_fp8`: see [`Backend::KEEPS_FP8`].
+fn packed_weight_bytes(spec: &ModelSpec, precision: Precision, keeps_fp8: bool) -> u64 {
     let parameters = Parameters::of(spec);
     let d = &spec.mla;
     let keys_again = (spec.n_layers() * d.n_heads * d.qk_nope_head_dim * d.kv_lora_rank) as u64;
@@ -305,7 +305,14 @@ fn packed_weight_bytes(spec: &ModelSpec, precision: Precision) -> u64 {
         })
         .sum();
     let element = precision.size() as u64;
-    (parameters.total() + keys_again) * element + routers as u64 * (4 - element)
+    let all = (parameters.total() + keys_again) * element + routers as u64 * (4 - element);
+    if !(keeps_fp8 && spec.fp8_block.is_some() && precision == Precision::Bf16) {
+        return all;
+    }
+    // One byte instead of two, and 4 for each 8 x 128.
+    let p = &parameters;
+    let fp8 = p.attention + p.dense_mlp + p.routed_experts + p.shared_experts;
+    all - fp8 + fp8 / 256
 }
 
 #[cfg(test)]
@@ -384,6 +391,17 @@ mod tests {
         // Who said how much the pool shall have is not asked again.
         let given = MemoryPolicy { kv_bytes: Some(1), ..policy() };
         given.fit_into(&mut plan, 0, 0).unwrap();
+    }
+
+    /// DeepSeek-V3 as it is stored: 671 B parameters of nearly a byte each where they stay so.
+    #[test]
+    fn weights_that_stay_8_bits_are_planned_so() {
+        let config = include_bytes!("../../model/tests/configs/deepseek-v3.json");
+        let spec = ModelSpec::parse(config).unwrap();
+        assert!(spec.fp8_block.is_some());
+        let gigabytes = |precision, keeps| packed_weight_bytes(&spec, precision, keeps) >> 30;
+        assert_eq!([gigabytes(Precision::Bf16, false), gigabytes(Precision::Bf16, true)], [1251, 630]);
+        assert_eq!(gigabytes(Precision::F32, false), gigabytes(Precision::F32, true));
     }
 
     #[test]

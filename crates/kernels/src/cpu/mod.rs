@@ -142,6 +142,7 @@ impl Backend for Cpu {
     type Indices = Vec<u32>;
     type Weight = PackedMatrices;
     type Arena = LatentArena;
+    const KEEPS_FP8: bool = false;
 
     fn buffer(&mut self, len: usize) -> Result<Vec<f32>> {
         zeros(len)

@@ -304,6 +304,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     type Indices = CudaBuffer<D>;
     type Weight = gemm::CudaWeight<D>;
     type Arena = CudaArena<D>;
+    const KEEPS_FP8: bool = true;
 
     fn buffer(&mut self, len: usize) -> Result<CudaBuffer<D>> {
         self.buffer_of(len)

@@ -10,7 +10,8 @@
 #include "weights.h"
 
 // x is f32 [rows, x_stride] or in operand order (operand_at): bf16, rows of `units` units.
-// step, count: the step's indices and which of its counts bounds the rows of x; row_of: null, or row of each token:
+// step, count: the step's indices and which of its counts bounds the rows of x; exact: that count, where the host knows it
+// for good (one or two), or 0: a read less before x can be asked for; row_of: null, or row of each token:
 // tokens of rows that take attend_expanded are left out.
 // tiles: null, or what experts have to do (experts.cu): {number of tiles}, then {expert, first place, places} each; a
 // place is a token's at one of its experts. tokens: token of a place, or null where x has a row a place. Where the step is
@@ -28,6 +29,7 @@
     F(const void *, tokens)                                                                                            \
     F(u64, w_bytes)                                                                                                    \
     F(int, count)                                                                                                      \
+    F(int, exact)                                                                                                      \
     F(int, panels)                                                                                                     \
     F(int, units)                                                                                                      \
     F(int, segments)                                                                                                   \
@@ -71,8 +73,8 @@ DEV ProductTile product_dense(int tile_rows) { return {cta_z(), cta_y(), cta_x()
 
 // Rows that a tile of a dense product has.
 DEV int product_rows(const ProductParams &p, const ProductTile &tile, int tile_rows) {
-    int n = (int)ldg_u((const u32 *)p.step + p.count) - tile.first;
-    return max_i(0, min_i(n, tile_rows));
+    int n = p.exact ? p.exact : (int)ldg_u((const u32 *)p.step + p.count);
+    return max_i(0, min_i(n - tile.first, tile_rows));
 }
 
 // Experts' tiles are in y, one for each that the host foresaw; those that are too many have no rows.

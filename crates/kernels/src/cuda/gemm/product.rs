@@ -55,6 +55,7 @@ params! {
         tokens: Ptr,
         w_bytes: u64,
         count: i32,
+        exact: i32,
         panels: i32,
         units: i32,
         segments: i32,
@@ -235,6 +236,7 @@ impl<D: Device> Product<'_, D> {
             tokens: Ptr::NONE,
             w_bytes: weight.matrix_bytes() as u64,
             count: if let Over::Outputs = over { 2 } else { 0 },
+            exact: 0,
             panels: weight.panels() as i32,
             units: weight.units() as i32,
             segments: segments(weight.kind(), weight.units()) as i32,
@@ -251,6 +253,8 @@ impl<D: Device> Product<'_, D> {
         };
         let mut dense = |rows: usize, groups: usize| {
             let choice = self.choose(rows, high, groups);
+            // A bucket of one or two is full.
+            params.exact = if rows <= 2 { rows as i32 } else { 0 };
             params.eights = rows.min(choice.tile).div_ceil(8) as i32;
             (choice.kernel, [rows.div_ceil(choice.tile), high.div_ceil(choice.high), groups])
         };

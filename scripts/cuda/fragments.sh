@@ -6,7 +6,7 @@ cd "$(dirname "$0")"
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --no-deps --target "$folder" \
-    nvidia-cutlass==4.2.0.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-cccl==13.0.85
+    nvidia-cutlass==4.2.0.0 nvidia-cuda-runtime==13.0.96 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85
 cuda=$folder/nvidia/cu13/include
 g++ -std=c++17 -w -I"$folder/cutlass_library/source/include" -I"$cuda" -I"$cuda/cccl" fragments.cpp -o "$folder/fragments"
 "$folder/fragments"

@@ -7,7 +7,7 @@ mod golden;
 
 use engine::request::{End, Event, FinishReason, Request};
 use engine::{EngineHandle, Options};
-use golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of};
+use golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of, run};
 use kernels::cuda::CudaBackend;
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::{Precision, StepLimits};
@@ -105,4 +105,33 @@ fn the_engine_decodes_what_the_reference_does() {
             thread.join().expect("the engine ends by itself");
         }
     });
+}
+
+/// To the last bit, in bf16, on tensor cores where there are kernels for them: together and alone, whole and in pieces, by
+/// launches and by replayed graphs.
+#[test]
+fn company_and_pieces_change_no_bit() {
+    for name in ["v2-bf16", "v3-fp8"] {
+        let golden = Golden::open(name);
+        let sequences: Vec<Vec<u32>> =
+            (0..4).map(|p| golden.ids(p)[..golden.ids(p).len().min(70)].to_vec()).collect();
+        let logits = |backend: Emulated, sequences: &[Vec<u32>], chunks: Chunks| {
+            let mut model = golden.model(backend, Precision::Bf16, Shape { step_tokens: 300, block_len: 64 });
+            run(&mut model, sequences, chunks)
+        };
+        for expanded in [false, true] {
+            let pieces = |len| Chunks { len, expanded };
+            let whole = logits(backend(Precision::Bf16), &sequences, pieces(400));
+            for len in [1, 33] {
+                let cut = logits(backend(Precision::Bf16), &sequences, pieces(len));
+                assert!(cut == whole, "{name}: pieces of {len}, expanded: {expanded}");
+            }
+            let by_launches = logits(backend(Precision::Bf16).without_graphs(), &sequences, pieces(33));
+            assert!(by_launches == whole, "{name}: without graphs, expanded: {expanded}");
+            for (alone, together) in sequences.iter().zip(&whole) {
+                let alone = logits(backend(Precision::Bf16), std::slice::from_ref(alone), pieces(400));
+                assert!(alone[0] == *together, "{name}: alone, expanded: {expanded}");
+            }
+        }
+    }
 }

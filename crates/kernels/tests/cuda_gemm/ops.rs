@@ -235,7 +235,7 @@ pub(crate) fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: 
         "linear" => {
             // Columns of wider rows; the odd shape begins where 16 bytes do not.
             let w = weight(b, 1, s.rows, s.hidden, 1);
-            let (offset, stride) = (if s.hidden % 4 == 0 { 8 } else { 11 }, s.hidden + 16);
+            let (offset, stride) = (if s.hidden.is_multiple_of(4) { 8 } else { 11 }, s.hidden + 16);
             let x = input(b, stride, 2);
             let mut y = b.buffer(n * s.rows).unwrap();
             let x = View::columns(&x, offset, stride);

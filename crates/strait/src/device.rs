@@ -120,20 +120,29 @@ impl DeviceChoice {
 
 /// A device ready to take a model.
 pub(crate) enum Opened {
-    Cpu(Cpu),
-    Gpu(CudaBackend<Gpu>),
+    Cpu(Box<Cpu>),
+    Gpu(Box<CudaBackend<Gpu>>),
     #[cfg(feature = "sim")]
-    Emulator(CudaBackend<Emulator>),
+    Emulator(Box<CudaBackend<Emulator>>),
 }
 
 /// Goes on with the backend that is open, whatever its type.
 macro_rules! on_device {
     ($opened:expr, |$($backend:ident)+| $body:expr) => {
         match $opened {
-            $crate::device::Opened::Cpu($($backend)+) => $body,
-            $crate::device::Opened::Gpu($($backend)+) => $body,
+            $crate::device::Opened::Cpu(boxed) => {
+                let $($backend)+ = *boxed;
+                $body
+            }
+            $crate::device::Opened::Gpu(boxed) => {
+                let $($backend)+ = *boxed;
+                $body
+            }
             #[cfg(feature = "sim")]
-            $crate::device::Opened::Emulator($($backend)+) => $body,
+            $crate::device::Opened::Emulator(boxed) => {
+                let $($backend)+ = *boxed;
+                $body
+            }
         }
     };
 }
@@ -144,10 +153,10 @@ impl Device {
     /// `threads` are the CPU's; `precision` is that of the cache.
     pub(crate) fn open(&self, threads: usize, precision: Precision) -> anyhow::Result<Opened> {
         match *self {
-            Self::Cpu => Ok(Opened::Cpu(Cpu::new(threads, precision))),
+            Self::Cpu => Ok(Opened::Cpu(Box::new(Cpu::new(threads, precision)))),
             #[cfg(feature = "sim")]
             Self::Emulator => {
-                Ok(Opened::Emulator(CudaBackend::new(Emulator::new(Mode::FAST, 90), precision)))
+                Ok(Opened::Emulator(Box::new(CudaBackend::new(Emulator::new(Mode::FAST, 90), precision))))
             }
             Self::Gpu(ordinal) => {
                 let gpu = Gpu::open(ordinal, &cuda::kernels(), &machine::code_paths())?;
@@ -155,7 +164,7 @@ impl Device {
                     "this version's CUDA kernels have not run on hardware yet, only in an emulator: compare answers with \
                      --device cpu before you trust them"
                 );
-                Ok(Opened::Gpu(CudaBackend::new(gpu, precision)))
+                Ok(Opened::Gpu(Box::new(CudaBackend::new(gpu, precision))))
             }
         }
     }

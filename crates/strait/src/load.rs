@@ -127,8 +127,9 @@ fn weights(
     let mut add = |bytes| progress.add(bytes);
     let (name, free) = (device.name(), device.free_bytes());
     let (memory, policy) = (settings.memory.or(device.defaults()), device.policy());
-    let (model, plan) =
-        on_device!(device, |backend| { pack(backend, spec, &checked, &memory, precision, free, &mut add) })?;
+    let packed =
+        on_device!(device, |backend| pack(backend, spec, &checked, &memory, precision, free, &mut add));
+    let (model, plan) = packed?;
     drop(progress);
     phase("weights packed", start);
     Ok(Packed { model, plan, device: name, policy, sample: sample(&checkpoint) })

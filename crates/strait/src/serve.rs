@@ -166,7 +166,6 @@ pub(crate) fn load_and_run(
         prefix_cache: server.prefix_cache,
         model_identity: fingerprint.clone(),
         policy,
-        ..Default::default()
     };
     // The server watches the engine. Its thread is not waited for: it may be stuck.
     let (engine, _) = engine::start(model, options);

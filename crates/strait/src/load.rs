@@ -190,6 +190,12 @@ fn prepare<'a>(
         ));
     }
     let device = chosen.device.open(settings.threads, precision)?;
+    let block_len = settings.memory.block_len;
+    if !matches!(device, Opened::Cpu(_)) && !block_len.is_multiple_of(64) {
+        tracing::warn!(
+            "block-size {block_len} is no multiple of 64: attention on the GPU takes its slow kernels"
+        );
+    }
     Ok(Prepared { checked, precision, device })
 }
 

@@ -176,3 +176,44 @@ pub(super) fn attend_latent<D: Device>(
     }
     Ok(())
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::super::rows::tests::{Cuda, ODD, Steps, noise, rope, workspace};
+    use super::super::sim::{Emulator, Mode};
+    use super::*;
+    use crate::backend::{Backend, MlaDims};
+
+    /// What attention gives for rows of several parts, with the partial results of `pass_items` items at a time.
+    fn attended(dims: MlaDims, block_len: usize, pass_items: Option<usize>) -> (usize, Vec<f32>) {
+        let rows = [(1030, 2, false), (0, 3, false), (599, 1, false), (63, 1, true), (512, 1, false)];
+        let steps = Steps::new(&rows, block_len);
+        let mut b: Cuda = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::Bf16);
+        b.reserve(workspace(&steps.limits, dims)).unwrap();
+        let reserved = b.reserved.as_mut().unwrap();
+        reserved.step.pass_items = pass_items.unwrap_or(reserved.step.pass_items);
+        let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
+        let numbers = noise(steps.limits.slots() * dims.latent_width(), 3);
+        let bytes: Vec<u8> = numbers.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect();
+        b.device.write(arena.held.get(), 0, &bytes).unwrap();
+        b.begin_step(&steps.step(), &rope(dims.qk_rope_head_dim)).unwrap();
+        let n = steps.positions.len() * dims.n_heads;
+        let q = b.upload(&noise(n * dims.latent_width(), 4)).unwrap();
+        let mut out = b.buffer(n * dims.kv_lora_rank).unwrap();
+        b.attend_latent(AttendLatent { q: &q, arena: &arena, layer: 0, out: &mut out, dims }).unwrap();
+        let passes = b.reserved.as_ref().unwrap().step.passes;
+        (passes, b.read(&out, n * dims.kv_lora_rank))
+    }
+
+    /// Passes are about memory alone: the same bits in one as in many. Three items are a token's most here.
+    #[test]
+    fn passes_change_no_bit() {
+        let real = MlaDims { kv_lora_rank: TENSOR_RANK, qk_rope_head_dim: TENSOR_WIDTH - TENSOR_RANK, ..ODD };
+        for (dims, block_len) in [(ODD, 16), (real, 64)] {
+            let (one, whole) = attended(dims, block_len, None);
+            let (many, parted) = attended(dims, block_len, Some(3));
+            assert!(one == 1 && many >= 4, "{one} and {many} passes");
+            assert!(whole == parted, "{dims:?}");
+        }
+    }
+}

@@ -66,7 +66,7 @@ pub(crate) struct DeviceStep<D: Device> {
     layout: Layout,
     words: Vec<u32>,
     /// Items of attend_latent that fit into one pass.
-    pass_items: usize,
+    pub pass_items: usize,
     pub tokens: usize,
     pub outputs: usize,
     pub copies: usize,

@@ -103,12 +103,19 @@ pub(super) struct Scratch<D: Device> {
 impl<D: Device> Scratch<D> {
     pub(super) fn new(b: &CudaBackend<D>, workspace: &Workspace) -> Result<Self> {
         let (limits, mla) = (&workspace.limits, &workspace.mla);
-        let item = 4 * mla.n_heads * mla.kv_lora_rank;
         let splits = super::step::splits(limits.context_len);
         // As many as fit, no more than there can be, and one token's at least.
-        let items = (PARTIAL_BYTES / item).min(limits.tokens * splits).max(splits);
+        let fit = PARTIAL_BYTES / Self::item_bytes(mla);
+        Self::of(b, mla, fit.min(limits.tokens * splits).max(splits))
+    }
+
+    fn item_bytes(mla: &MlaDims) -> usize {
+        4 * mla.n_heads * mla.kv_lora_rank
+    }
+
+    fn of(b: &CudaBackend<D>, mla: &MlaDims, items: usize) -> Result<Self> {
         Ok(Self {
-            partial: b.hold(items * item, "partial sums of attention")?,
+            partial: b.hold(items * Self::item_bytes(mla), "partial sums of attention")?,
             lse: b.hold(4 * items * mla.n_heads, "partial sums of attention")?,
             items,
         })
@@ -184,14 +191,17 @@ mod tests {
     use super::*;
     use crate::backend::{Backend, MlaDims};
 
-    /// What attention gives for rows of several parts, with the partial results of `pass_items` items at a time.
+    /// What attention gives for rows of several parts, with memory for the partial results of `pass_items` items.
     fn attended(dims: MlaDims, block_len: usize, pass_items: Option<usize>) -> (usize, Vec<f32>) {
         let rows = [(1030, 2, false), (0, 3, false), (599, 1, false), (63, 1, true), (512, 1, false)];
         let steps = Steps::new(&rows, block_len);
         let mut b: Cuda = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::Bf16);
         b.reserve(workspace(&steps.limits, dims)).unwrap();
-        let reserved = b.reserved.as_mut().unwrap();
-        reserved.step.pass_items = pass_items.unwrap_or(reserved.step.pass_items);
+        if let Some(items) = pass_items {
+            let scratch = Scratch::of(&b, &dims, items).unwrap();
+            let reserved = b.reserved.as_mut().unwrap();
+            (reserved.mla_scratch, reserved.step.pass_items) = (scratch, items);
+        }
         let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
         let numbers = noise(steps.limits.slots() * dims.latent_width(), 3);
         let bytes: Vec<u8> = numbers.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect();

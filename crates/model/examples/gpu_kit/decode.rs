@@ -24,7 +24,11 @@ type M<D> = Model<CudaBackend<Noisy<D>>>;
 
 /// Numbers of layers: the few are there in case that time runs out.
 pub(crate) fn cases(options: &Options) -> Vec<String> {
-    let layers: &[usize] = if options.sim { &[3] } else { &[6, 27] };
+    let layers: &[usize] = match (options.sim, options.quick) {
+        (true, _) => &[3],
+        (false, true) => &[6],
+        (false, false) => &[6, 27],
+    };
     layers.iter().map(|n| format!("{n} layers")).collect()
 }
 

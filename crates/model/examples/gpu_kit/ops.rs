@@ -20,8 +20,6 @@ struct Case {
     tolerance: f32,
     /// Compared with the CPU backend, and too large for the emulator.
     real: bool,
-    /// The emulator does it in a moment.
-    quick: bool,
 }
 
 const MIXED: &[Row] = &[
@@ -60,7 +58,7 @@ fn all() -> Vec<Case> {
         n_experts: 8,
         top_k: 3,
     };
-    let small = |name, sizes, rows, block_len, precision: Precision, quick| Case {
+    let small = |name, sizes, rows, block_len, precision: Precision| Case {
         name,
         sizes,
         rows,
@@ -68,7 +66,6 @@ fn all() -> Vec<Case> {
         precision,
         tolerance: if precision == Precision::Bf16 { BF16 } else { 5e-5 },
         real: false,
-        quick,
     };
     let real = |name, mla, hidden, intermediate, n_experts, top_k| Case {
         name,
@@ -78,17 +75,16 @@ fn all() -> Vec<Case> {
         precision: Precision::Bf16,
         tolerance: BF16,
         real: true,
-        quick: false,
     };
     vec![
-        small("odd f32", ODD, FEW, 5, Precision::F32, true),
-        small("odd bf16", ODD, FEW, 5, Precision::Bf16, true),
-        small("odd f32, many rows", ODD, MIXED, 5, Precision::F32, false),
-        small("odd bf16, many rows", ODD, MIXED, 16, Precision::Bf16, false),
-        small("odd f32, keys split", ODD, SPLIT, 64, Precision::F32, false),
-        small("heads of V2, pages", narrow(2, 128, 128), FEW, 64, Precision::Bf16, true),
-        small("heads of GLM, pages", narrow(2, 192, 256), FEW, 64, Precision::Bf16, false),
-        small("16 heads, keys split", narrow(16, 128, 128), SPLIT, 64, Precision::Bf16, false),
+        small("odd f32", ODD, FEW, 5, Precision::F32),
+        small("odd bf16", ODD, FEW, 5, Precision::Bf16),
+        small("odd f32, many rows", ODD, MIXED, 5, Precision::F32),
+        small("odd bf16, many rows", ODD, MIXED, 16, Precision::Bf16),
+        small("odd f32, keys split", ODD, SPLIT, 64, Precision::F32),
+        small("heads of V2, pages", narrow(2, 128, 128), FEW, 64, Precision::Bf16),
+        small("heads of GLM, pages", narrow(2, 192, 256), FEW, 64, Precision::Bf16),
+        small("16 heads, keys split", narrow(16, 128, 128), SPLIT, 64, Precision::Bf16),
         real("DeepSeek-V2-Lite", heads(16, 128, 128), 2048, 1408, 64, 6),
         real("GLM-4.7-Flash", heads(20, 192, 256), 2048, 1536, 64, 4),
         real("128 heads of V3, 16 experts", heads(128, 128, 128), 7168, 2048, 16, 8),
@@ -96,8 +92,8 @@ fn all() -> Vec<Case> {
 }
 
 pub(crate) fn cases(options: &Options) -> Vec<String> {
-    let wanted = |c: &Case| if options.sim { !c.real && (c.quick || !options.quick) } else { true };
-    all().iter().filter(|c| wanted(c)).map(|c| c.name.to_owned()).collect()
+    let small = options.sim || options.quick;
+    all().iter().filter(|c| !(c.real && small)).map(|c| c.name.to_owned()).collect()
 }
 
 /// Those that a tool runs again, many times slower.

@@ -35,7 +35,7 @@ pub(crate) fn run<D: Device>(case: &str, options: &Options, open: Open<'_, D>) -
     Ok(())
 }
 
-/// For [`replays`]: how often, and whether the clock says anything.
+/// For [`replays`]: how often.
 #[derive(Clone, Copy)]
 pub(crate) struct Repeats {
     pub(crate) warm: usize,
@@ -46,9 +46,10 @@ pub(crate) struct Repeats {
 
 impl Repeats {
     pub(crate) fn of(options: &Options) -> Self {
-        match options.sim {
-            true => Self { warm: 1, timed: 2, graph: 0.0 },
-            false => Self { warm: 20, timed: 100, graph: 2e-3 },
+        match (options.sim, options.quick) {
+            (true, _) => Self { warm: 1, timed: 2, graph: 0.0 },
+            (false, true) => Self { warm: 3, timed: 20, graph: 2e-3 },
+            (false, false) => Self { warm: 20, timed: 100, graph: 2e-3 },
         }
     }
 }

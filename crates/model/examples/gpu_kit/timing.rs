@@ -25,8 +25,11 @@ type Buffer<D> = <Backend_<D> as Backend>::Buffer;
 
 pub(crate) fn cases(options: &Options) -> Vec<String> {
     let mut cases = vec!["experts".to_owned(), "dense".into(), "ends".into()];
-    let (heads, depths): (&[usize], &[usize]) =
-        if options.sim { (&[2], &[70]) } else { (&[16, 128], &[1024, 4096, 32_768]) };
+    let (heads, depths): (&[usize], &[usize]) = match (options.sim, options.quick) {
+        (true, _) => (&[2], &[70]),
+        (false, true) => (&[16], &[4096]),
+        (false, false) => (&[16, 128], &[1024, 4096, 32_768]),
+    };
     for heads in heads {
         cases.extend(depths.iter().map(|depth| format!("attention {heads} {depth}")));
     }
@@ -35,7 +38,11 @@ pub(crate) fn cases(options: &Options) -> Vec<String> {
 
 pub(crate) fn run<D: Device>(case: &str, options: &Options, open: Open<'_, D>) -> Outcome_ {
     let sizes = if options.sim { TINY } else { V2_LITE };
-    let batches: &[usize] = if options.sim { &[1, 4] } else { &[1, 16, 64, 256] };
+    let batches: &[usize] = match (options.sim, options.quick) {
+        (true, _) => &[1, 4],
+        (false, true) => &[1, 64],
+        (false, false) => &[1, 16, 64, 256],
+    };
     let mut words = case.split(' ').skip(1).map(|word| word.parse::<usize>().unwrap_or(0));
     let (heads, depth) = match (words.next(), words.next()) {
         (Some(heads), Some(depth)) => (heads, depth),

@@ -63,7 +63,8 @@ def compiled(nvcc, source, arch, folder):
     """What one file's kernels take: ({kernel: {figure: number}}, warnings)."""
     cubin = pathlib.Path(folder) / f"{source.stem}.{arch}.cubin"
     number = arch.removeprefix("sm_")
-    flags = ["-std=c++17", "-gencode", f"arch=compute_{number},code={arch}", "-cubin", "-diag-suppress", "177"]
+    flags = ["-std=c++17", "--fmad=false", "-gencode", f"arch=compute_{number},code={arch}", "-cubin"]
+    flags += ["-diag-suppress", "177"]
     flags += ["-Xptxas", "-v,-warn-spills,-warn-lmem-usage", "-I", SOURCES]
     out, err = run([nvcc, *flags, source, "-o", cubin])
     kernels, name = {}, None

@@ -13,7 +13,7 @@ use std::thread;
 /// Compute capabilities: code runs on its own major version, from its own minor version on.
 const ARCHS: [u32; 6] = [80, 86, 89, 90, 100, 120];
 /// As NVRTC gets them, in `src/cuda/compile/nvrtc.rs`.
-const FLAGS: [&str; 3] = ["-std=c++17", "-cubin", "-diag-suppress=177"];
+const FLAGS: [&str; 4] = ["-std=c++17", "--fmad=false", "-cubin", "-diag-suppress=177"];
 
 struct Unit {
     source: PathBuf,

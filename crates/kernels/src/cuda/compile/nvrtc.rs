@@ -9,7 +9,9 @@ use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::ptr;
 
-pub(super) const OPTIONS: [&str; 1] = ["--std=c++17"];
+/// The kernels say themselves where a product and a sum are rounded once: a compiler that chose could choose differently for
+/// two copies of a loop, and a token's bits would depend on which of them it met.
+pub(super) const OPTIONS: [&str; 2] = ["--std=c++17", "--fmad=false"];
 /// Major versions that are looked for, the newest first.
 const MAJORS: [u32; 2] = [13, 12];
 /// Of the compiler's log, as part of an error.

@@ -4,9 +4,9 @@ use super::device::{Device, Ptr};
 use crate::error::{Result, require};
 use crate::step::{Row, StepLimits, StepState};
 
-/// Counts at the front, then the first token of each pass of attend_latent.
+/// Counts at the front, then the first token of each pass of attend_latent, and one past the last.
 const HEADER: usize = 16;
-const PASSES_MAX: usize = 496;
+const PASSES_MAX: usize = 495;
 /// A token's keys are attended in at most so many parts of at least so many keys: by its own position alone, so that
 /// neighbours change no sum's order.
 const SPLITS_MAX: usize = 32;
@@ -47,7 +47,7 @@ struct Layout {
 
 impl Layout {
     fn new(limits: &StepLimits) -> Self {
-        let tokens = HEADER + PASSES_MAX;
+        let tokens = HEADER + PASSES_MAX + 1;
         let positions = tokens + limits.tokens;
         let slots = positions + limits.tokens;
         let row_of = slots + limits.tokens;
@@ -209,5 +209,53 @@ impl<D: Device> DeviceStep<D> {
     /// `[items, 4]`: token, row, first key, end key
     pub(crate) fn items(&self) -> Ptr {
         self.at(self.layout.items)
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::cuda::sim::{Emulator, Mode};
+    use crate::step::Step;
+
+    /// Rows of one token, each a pass of its own.
+    fn passes(rows: usize) -> Option<(DeviceStep<Emulator>, Vec<u32>)> {
+        let limits = StepLimits {
+            tokens: 600,
+            rows: 600,
+            outputs: 0,
+            vocab_size: 1000,
+            context_len: 1,
+            block_len: 1,
+            n_blocks: 2,
+        };
+        let tokens: Vec<u32> = (0..rows as u32).map(|i| 900 - i).collect();
+        let step = Step {
+            copies: &[],
+            tokens: &tokens,
+            positions: &vec![0; rows],
+            slots: &vec![1; rows],
+            row_start: &Vec::from_iter(0..=rows as u32),
+            kv_len: &vec![1; rows],
+            expanded: &vec![false; rows],
+            tables: &vec![1; rows],
+            outputs: &[],
+        };
+        let mut state = StepState::new(&limits);
+        state.load(&step, &limits).unwrap();
+        let device = Emulator::new(Mode::FAST, 90);
+        let mut on_device = DeviceStep::new(&device, &limits, 1).unwrap();
+        on_device.load(&device, &state).ok().map(|()| (on_device, tokens))
+    }
+
+    #[test]
+    fn passes_stay_in_the_header() {
+        for rows in [1, PASSES_MAX - 1, PASSES_MAX] {
+            let (step, tokens) = passes(rows).expect("as many passes as there may be");
+            assert_eq!(step.words[step.layout.tokens..][..rows], tokens, "{rows} rows");
+            let firsts = Vec::from_iter(0..=rows as u32);
+            assert_eq!(step.words[HEADER..][..rows + 1], firsts, "{rows} rows");
+        }
+        assert!(passes(PASSES_MAX + 1).is_none(), "one more");
     }
 }

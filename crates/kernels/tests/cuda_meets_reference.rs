@@ -7,8 +7,8 @@ mod every_op;
 
 use every_op::Attention::{Expanded, Latent};
 use every_op::{ODD, Sizes, StepData, run};
-use kernels::cuda::CudaBackend;
 use kernels::cuda::sim::{Emulator, Mode};
+use kernels::cuda::{About, CudaBackend, Device, Launch, Ptr};
 use kernels::*;
 
 fn check(mode: Mode, sizes: Sizes, data: &StepData, precision: Precision, tolerance: f32) {
@@ -97,4 +97,61 @@ fn whatever_order_threads_and_copies_take() {
     for mode in Mode::all() {
         check(mode, ODD, &data, Precision::Bf16, 1.5e-2);
     }
+}
+
+/// A device that has no memory for graphs.
+struct NoGraphs(Emulator);
+
+impl Device for NoGraphs {
+    type Memory = <Emulator as Device>::Memory;
+    type Graph = ();
+
+    fn about(&self) -> &About {
+        self.0.about()
+    }
+
+    fn free_bytes(&self) -> Result<u64> {
+        self.0.free_bytes()
+    }
+
+    fn allocate(&self, bytes: usize, what: &'static str) -> Result<Self::Memory> {
+        self.0.allocate(bytes, what)
+    }
+
+    fn address(memory: &Self::Memory) -> Ptr {
+        Emulator::address(memory)
+    }
+
+    fn bytes(memory: &Self::Memory) -> usize {
+        Emulator::bytes(memory)
+    }
+
+    fn write(&self, to: &Self::Memory, at: usize, bytes: &[u8]) -> Result<()> {
+        self.0.write(to, at, bytes)
+    }
+
+    fn read(&self, from: &Self::Memory, at: usize, out: &mut [u8]) -> Result<()> {
+        self.0.read(from, at, out)
+    }
+
+    fn run(&self, launches: &[Launch]) -> Result<()> {
+        self.0.run(launches)
+    }
+
+    fn capture(&self, launches: &[Launch]) -> Result<()> {
+        Err(KernelError::Memory { what: "a graph", bytes: launches.len() })
+    }
+
+    fn replay(&self, (): &()) -> Result<()> {
+        unreachable!("no graph was made")
+    }
+}
+
+#[test]
+fn steps_run_without_memory_for_graphs() {
+    let data = StepData::new(&[(30, 3, Latent)], 16);
+    let precision = Precision::F32;
+    let want = run(&mut CudaBackend::new(Emulator::new(Mode::FAST, 90), precision), ODD, &data, precision);
+    let device = NoGraphs(Emulator::new(Mode::FAST, 90));
+    assert_eq!(run(&mut CudaBackend::new(device, precision), ODD, &data, precision), want);
 }

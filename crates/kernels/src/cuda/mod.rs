@@ -110,13 +110,15 @@ struct Reserved<D: Device> {
     limits: StepLimits,
     mla: MlaDims,
     step: DeviceStep<D>,
-    /// `[context_len, rope / 2, 2]` cos and sin of each position, once a step has named its rope
-    angles: Option<(Rope, Held<D>)>,
+    /// f32 `[context_len, rope / 2, 2]`: cos and sin of each position
+    angles: Held<D>,
+    /// What they are of, once a step has named it.
+    rope: Option<Rope>,
     gemm: gemm::Scratch<D>,
     mla_scratch: mla::Scratch<D>,
     prefill: prefill::Scratch<D>,
     rows: rows::Scratch<D>,
-    /// Of all that, but for the angles.
+    /// Of all that.
     bytes: usize,
 }
 
@@ -223,7 +225,14 @@ impl<D: Device> CudaBackend<D> {
                 if self.graphs.len() == GRAPHS_MAX {
                     self.graphs.remove(0);
                 }
-                (list.clone(), self.device.capture(list)?)
+                match self.device.capture(list) {
+                    Ok(graph) => (list.clone(), graph),
+                    // Graphs take memory. A step needs none, and whatever else is wrong is wrong with its launches too.
+                    Err(_) => {
+                        self.graphs.clear();
+                        return self.flush();
+                    }
+                }
             }
         };
         let ran = self.device.replay(&graph.1);
@@ -262,13 +271,13 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
-    /// cos and sin of the positions below the context's length: `[context_len, rope / 2, 2]`.
+    /// cos and sin of the positions below the context's length, where another rope's are.
     fn angles(&mut self, rope: &Rope) -> Result<()> {
-        let reserved = self.reserved("begin_step")?;
-        if reserved.angles.as_ref().is_some_and(|(known, _)| known == rope) {
+        let Self { device, reserved: Some(reserved), .. } = self else { return Ok(()) };
+        if reserved.rope.as_ref() == Some(rope) {
             return Ok(());
         }
-        let positions = 0..reserved.limits.context_len;
+        reserved.rope = None;
         let angle = |position: usize| {
             let cos_sin = move |freq: &f32| {
                 let angle = position as f32 * freq;
@@ -276,12 +285,10 @@ impl<D: Device> CudaBackend<D> {
             };
             rope.inv_freq.iter().flat_map(cos_sin)
         };
+        let positions = 0..reserved.limits.context_len;
         let bytes: Vec<u8> = positions.flat_map(angle).flat_map(f32::to_ne_bytes).collect();
-        let held = self.hold(bytes.len(), "rotary angles")?;
-        self.device.write(held.get(), 0, &bytes)?;
-        if let Some(reserved) = &mut self.reserved {
-            reserved.angles = Some((rope.clone(), held));
-        }
+        device.write(reserved.angles.get(), 0, &bytes)?;
+        reserved.rope = Some(rope.clone());
         Ok(())
     }
 
@@ -292,10 +299,9 @@ impl<D: Device> CudaBackend<D> {
 
     /// Address of [`Self::angles`].
     fn angles_ptr(&self, op: &'static str) -> Result<Ptr> {
-        let angles = self.reserved(op)?.angles.as_ref();
-        angles
-            .map(|(_, held)| held.ptr())
-            .ok_or_else(|| KernelError::Shape { op, what: "no step has begun".into() })
+        let reserved = self.reserved(op)?;
+        require(reserved.rope.is_some(), op, || "no step has begun".into())?;
+        Ok(reserved.angles.ptr())
     }
 }
 
@@ -351,10 +357,13 @@ impl<D: Device> Backend for CudaBackend<D> {
         let gemm = gemm::Scratch::new(self, &workspace)?;
         let prefill = prefill::Scratch::new(self, &workspace)?;
         let rows = rows::Scratch::new(self, &workspace)?;
+        let angles = 4 * workspace.limits.context_len * workspace.mla.qk_rope_head_dim;
+        let angles = self.hold(angles, "rotary angles")?;
         let bytes = self.taken.get() - before + step.bytes();
         self.reserved = Some(Reserved {
             step,
-            angles: None,
+            angles,
+            rope: None,
             gemm,
             prefill,
             rows,

@@ -88,7 +88,8 @@ pub(crate) fn run<D: Device>(case: &str, options: &Options, open: Open<'_, D>) -
     Ok(())
 }
 
-fn config(layers: usize, sim: bool) -> Value {
+/// Of DeepSeek-V2-Lite's shape, or under the emulator of a tiny one.
+pub(crate) fn config(layers: usize, sim: bool) -> Value {
     let pick = |real: usize, small: usize| if sim { small } else { real };
     json!({
         "architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2", "hidden_act": "silu",

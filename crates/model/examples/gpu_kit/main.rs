@@ -10,6 +10,7 @@ mod environment;
 mod noisy;
 mod ops;
 mod peaks;
+mod random_model;
 mod report;
 mod sizes;
 mod timing;

@@ -2,6 +2,7 @@
 //! graph computes the same bits as launches one by one.
 
 use crate::golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of, largest_error, run as forward};
+use crate::random_model::{self, CASE};
 use crate::report::{self, Found, Outcome};
 use crate::{Open, Options};
 use kernels::Precision;
@@ -22,12 +23,16 @@ const GOLDENS: [&str; 7] =
 
 pub(crate) fn cases(options: &Options) -> Vec<String> {
     if options.sim && options.quick {
-        return vec!["v2lite-bf16".into()];
+        return vec![CASE.into(), "v2lite-bf16".into()];
     }
-    GOLDENS.map(str::to_owned).to_vec()
+    [CASE].into_iter().chain(GOLDENS).map(str::to_owned).collect()
 }
 
 pub(crate) fn run<D: Device>(name: &str, options: &Options, open: Open<'_, D>) -> Result<(), String> {
+    if name == CASE {
+        random_model::run(options, open);
+        return Ok(());
+    }
     let golden = Golden::open(name);
     let quick = options.sim && options.quick;
     let case = |what: &str, run: &dyn Fn() -> Result<Found, String>| {

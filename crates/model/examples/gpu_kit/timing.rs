@@ -16,12 +16,9 @@ const COPIES_MAX: usize = 128;
 /// Bytes from which memory begins as noise.
 const NOISY: usize = 4096;
 
-/// Of a case: why it could not be timed.
-type Outcome_ = std::result::Result<(), String>;
-
-type Backend_<D> = CudaBackend<Noisy<D>>;
-type Weight<D> = <Backend_<D> as Backend>::Weight;
-type Buffer<D> = <Backend_<D> as Backend>::Buffer;
+type Cuda<D> = CudaBackend<Noisy<D>>;
+type Weight<D> = <Cuda<D> as Backend>::Weight;
+type Buffer<D> = <Cuda<D> as Backend>::Buffer;
 
 pub(crate) fn cases(options: &Options) -> Vec<String> {
     let mut cases = vec!["experts".to_owned(), "dense".into(), "ends".into()];
@@ -36,7 +33,11 @@ pub(crate) fn cases(options: &Options) -> Vec<String> {
     cases
 }
 
-pub(crate) fn run<D: Device>(case: &str, options: &Options, open: Open<'_, D>) -> Outcome_ {
+pub(crate) fn run<D: Device>(
+    case: &str,
+    options: &Options,
+    open: Open<'_, D>,
+) -> std::result::Result<(), String> {
     let sizes = if options.sim { TINY } else { V2_LITE };
     let batches: &[usize] = match (options.sim, options.quick) {
         (true, _) => &[1, 4],
@@ -61,7 +62,7 @@ pub(crate) fn run<D: Device>(case: &str, options: &Options, open: Open<'_, D>) -
 }
 
 struct Bench<'a, D: Device> {
-    b: Backend_<D>,
+    b: Cuda<D>,
     options: &'a Options,
     s: Sizes,
     limits: StepLimits,
@@ -115,7 +116,7 @@ impl<'a, D: Device> Bench<'a, D> {
     }
 
     /// Noise, made on the device.
-    fn noise<T>(&mut self, make: impl FnOnce(&mut Backend_<D>) -> Result<T>) -> Result<T> {
+    fn noise<T>(&mut self, make: impl FnOnce(&mut Cuda<D>) -> Result<T>) -> Result<T> {
         self.b.device().set(true);
         let made = make(&mut self.b);
         self.b.device().set(false);
@@ -159,7 +160,7 @@ impl<'a, D: Device> Bench<'a, D> {
             let bytes = &zeros[..2 * middle * hidden];
             let half = Matrix::new(DType::Bf16, bytes, [middle, hidden], None)?;
             let down = Matrix::new(DType::Bf16, bytes, [hidden, middle], None)?;
-            let pair = |b: &mut Backend_<D>| {
+            let pair = |b: &mut Cuda<D>| {
                 let gate_up = b.pack(&vec![Parts::GateUp { gate: half, up: half }; n], Precision::Bf16)?;
                 Ok([gate_up, b.pack(&vec![down.into(); n], Precision::Bf16)?])
             };
@@ -181,7 +182,7 @@ impl<'a, D: Device> Bench<'a, D> {
         op: Op,
         t: usize,
         copies: usize,
-        mut run: impl FnMut(&mut Backend_<D>, usize) -> Result<()>,
+        mut run: impl FnMut(&mut Cuda<D>, usize) -> Result<()>,
     ) -> Result<()> {
         self.b.take_launches();
         let mut launches = Vec::new();

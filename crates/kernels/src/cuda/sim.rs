@@ -291,7 +291,7 @@ impl Emulator {
             arch,
             multiprocessors: 4,
             shared_bytes_max: match arch {
-                90.. => 232_448,
+                90..120 => 232_448,
                 80 | 87 => 166_912,
                 _ => 101_376,
             },

@@ -123,6 +123,7 @@ DEV float rsqrt_f(float x) {
     asm("rsqrt.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
+// Rounded once, and nothing else is: all compilers are told not to fuse a * b + c themselves.
 DEV float fma_f(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEV float max_f(float a, float b) { // the other one, where one is NaN
     float y;

@@ -26,7 +26,13 @@ impl<D: Device> Scratch<D> {
     pub(crate) fn new(b: &CudaBackend<D>, workspace: &Workspace) -> Result<Self> {
         let Workspace { limits, mla, widest, widest_mlp, n_experts, top_k } = workspace;
         let tokens = super::super::step::bucket(limits.tokens.max(limits.outputs));
-        require(u16::try_from(tokens).is_ok(), "reserve", || format!("{tokens} tokens a step"))?;
+        // A grid has no more blocks than that in its second dimension.
+        require(u16::try_from(tokens).is_ok(), "reserve", || {
+            format!(
+                "{} tokens a step, and a GPU takes 65,408 at most: give fewer --max-num-batched-tokens",
+                limits.tokens
+            )
+        })?;
         // Rows are padded to units of 32, each head's and each expert's.
         let size = b.precision().size();
         let pairs = tokens * top_k;

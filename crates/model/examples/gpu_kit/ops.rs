@@ -16,7 +16,7 @@ struct Case {
     rows: &'static [Row],
     block_len: usize,
     precision: Precision,
-    /// Of the largest expected number.
+    /// Of the size of a row: see [`compare`].
     tolerance: f32,
     /// Compared with the CPU backend, and too large for the emulator.
     real: bool,
@@ -38,8 +38,12 @@ const REAL: &[Row] =
     &[(1000, 1, Latent), (70, 1, Latent), (63, 2, Latent), (0, 130, Expanded), (200, 70, Expanded)];
 
 /// In bf16 the softmax weights are rounded too, and sums in another order round an intermediate to its neighbour now
-/// and then, 2^-8 away.
-const BF16: f32 = 1.5e-2;
+/// and then, 2^-8 away: on the emulator a row is 2.6e-3 off at most, and 1.1e-6 in f32.
+const BF16: f32 = 5e-3;
+/// Of long sums, against the CPU: a key left out of a thousand is 3 % still.
+const REAL_SIZES: f32 = 1e-2;
+const F32: f32 = 1e-5;
+const ROUTE: f32 = 1e-4;
 
 fn all() -> Vec<Case> {
     let heads = |n_heads, nope, v| MlaDims {
@@ -64,7 +68,7 @@ fn all() -> Vec<Case> {
         rows,
         block_len,
         precision,
-        tolerance: if precision == Precision::Bf16 { BF16 } else { 5e-5 },
+        tolerance: if precision == Precision::Bf16 { BF16 } else { F32 },
         real: false,
     };
     let real = |name, mla, hidden, intermediate, n_experts, top_k| Case {
@@ -73,7 +77,7 @@ fn all() -> Vec<Case> {
         rows: REAL,
         block_len: 64,
         precision: Precision::Bf16,
-        tolerance: BF16,
+        tolerance: REAL_SIZES,
         real: true,
     };
     vec![
@@ -122,7 +126,11 @@ fn check<D: Device>(case: &Case, open: Open<'_, D>) -> Result<Found, String> {
     let (mut worst, mut wrong) = ((0.0, ""), Vec::new());
     for (i, (op, want)) in want.iter().enumerate() {
         let (got, again) = (&got[i].1, &again[i].1);
-        let (error, complaint) = compare(got, want, case.tolerance);
+        // Of each output a row of logits, of each token a row of anything else.
+        let width = if *op == "lm_head" { data.limits.vocab_size } else { want.len() / data.limits.tokens };
+        // Expert ids are whole numbers, and their weights are computed in f32.
+        let tolerance = if *op == "route" { ROUTE } else { case.tolerance };
+        let (error, complaint) = compare(got, want, width, tolerance);
         if error > worst.0 {
             worst = (error, op);
         }
@@ -137,20 +145,31 @@ fn check<D: Device>(case: &Case, open: Open<'_, D>) -> Result<Found, String> {
     Ok(Found::says(format!("worst: {op}")).with("results", want.len() as f64).with("error", f64::from(error)))
 }
 
-/// The largest error, as a share of the largest number; and the first that is too large.
-fn compare(got: &[f32], want: &[f32], tolerance: f32) -> (f32, Option<String>) {
+/// The largest error of a row, as a share of its size, both as root mean squares: a key that is left out of a thousand is
+/// 3 % of what they give together, and nothing beside a row of few keys. And the first row that is too far off.
+fn compare(got: &[f32], want: &[f32], width: usize, tolerance: f32) -> (f32, Option<String>) {
     if got.len() != want.len() {
         return (f32::INFINITY, Some(format!(": {} numbers, want {}", got.len(), want.len())));
     }
-    let largest = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
-    let errors: Vec<f32> = got
-        .iter()
-        .zip(want)
-        .map(|(g, w)| if (g - w).is_nan() { f32::INFINITY } else { (g - w).abs() / largest })
+    let square = |row: &[f32]| row.iter().map(|x| x * x).sum::<f32>();
+    let rows = got.chunks(width).zip(want.chunks(width));
+    let errors: Vec<f32> = rows
+        .map(|(got, want)| {
+            let off: Vec<f32> = got.iter().zip(want).map(|(g, w)| g - w).collect();
+            let error = (square(&off) / square(want).max(f32::MIN_POSITIVE)).sqrt();
+            if error.is_nan() { f32::INFINITY } else { error }
+        })
         .collect();
-    let complaint = errors.iter().position(|e| *e > tolerance).map(|i| {
-        let many = errors.iter().filter(|e| **e > tolerance).count();
-        format!(" [{i}]: want {}, got {} ({many} of {} are wrong)", want[i], got[i], want.len())
+    let complaint = errors.iter().position(|e| *e > tolerance).map(|row| {
+        let off = |i: &usize| (got[*i] - want[*i]).abs();
+        let numbers = row * width..(row + 1) * width;
+        let i = numbers.max_by(|a, b| off(a).total_cmp(&off(b))).unwrap_or_default();
+        let (many, rows) = (errors.iter().filter(|e| **e > tolerance).count(), errors.len());
+        let (want, got) = (want[i], got[i]);
+        format!(
+            " [{i}]: want {want}, got {got} ({many} of {rows} rows are wrong, row {row} by {})",
+            errors[row]
+        )
     });
     (errors.iter().copied().fold(0.0, f32::max), complaint)
 }

@@ -221,8 +221,9 @@ fn torch(script: Option<&str>) {
     }
     let absent = |why: &str| report::emit(STEP, "torch", Outcome::Absent, Found::says(why));
     let Some(script) = script else { return absent("no --torch FILE") };
-    let Ok(output) = Command::new("python3").arg(script).output() else {
-        return absent("there is no python3");
+    // Killed with this process it would live on, and disturb what is timed next.
+    let Ok(output) = Command::new("timeout").args(["-k", "2", "40", "python3", script]).output() else {
+        return absent("there is no `timeout` to end it with");
     };
     let mut heard = false;
     for line in String::from_utf8_lossy(&output.stdout).lines() {

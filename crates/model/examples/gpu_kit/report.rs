@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::fmt;
 use std::fs;
 use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -125,17 +126,17 @@ impl Report {
     }
 
     pub(crate) fn begin(&mut self, step: &str) {
-        println!("\n== {step} (after {:.1} s)", self.seconds());
+        say(format_args!("\n== {step} (after {:.1} s)", self.seconds()));
     }
 
     pub(crate) fn end(&mut self, step: &str, seconds: f64) {
-        println!("== {step}: {seconds:.1} s");
+        say(format_args!("== {step}: {seconds:.1} s"));
         self.steps.push(Step { step: step.into(), seconds });
         self.save();
     }
 
     pub(crate) fn add(&mut self, record: Record) {
-        println!("{}", line(&record));
+        say(format_args!("{}", line(&record)));
         self.records.push(record);
         self.save();
     }
@@ -171,12 +172,22 @@ impl Report {
     }
 
     pub(crate) fn conclude(&self) {
-        println!("\n{} cases in {:.1} s, {} failed", self.records.len(), self.seconds(), self.failed());
+        say(format_args!(
+            "\n{} cases in {:.1} s, {} failed",
+            self.records.len(),
+            self.seconds(),
+            self.failed()
+        ));
         for record in self.records.iter().filter(|r| r.outcome == Outcome::Failed) {
-            println!("{}", line(record));
+            say(format_args!("{}", line(record)));
         }
-        println!("all of it: {}", self.path.display());
+        say(format_args!("all of it: {}", self.path.display()));
     }
+}
+
+/// A line on stdout. Whoever reads it may be gone: the run goes on for the sake of the file.
+fn say(text: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn line(record: &Record) -> String {

@@ -195,7 +195,7 @@ impl Case {
 }
 
 /// Lengths around tiles, parts and blocks: one key, tiles but one, parts of 512 keys and a rest.
-const LENGTHS: [usize; 12] = [1, 2, 31, 32, 33, 63, 64, 65, 129, 449, 513, 1100];
+const LENGTHS: [usize; 15] = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 449, 512, 513, 1100];
 
 #[test]
 fn every_length() {
@@ -207,7 +207,7 @@ fn every_length() {
 
 #[test]
 fn any_number_of_heads() {
-    for (heads, arch) in [(1, 90), (3, 89), (17, 90), (32, 80), (40, 89), (64, 90)] {
+    for (heads, arch) in [(1, 90), (3, 89), (17, 90), (32, 80), (40, 89), (128, 90)] {
         Case::new(&[(99, 1), (0, 1)]).heads(heads).check(Mode::FAST, arch);
     }
 }

@@ -4,7 +4,7 @@ use super::device::params;
 use super::{CudaArena, CudaBackend, Device, Held, Kernel, Ptr};
 use crate::backend::{MlaDims, Workspace};
 use crate::dtype::Precision;
-use crate::error::Result;
+use crate::error::{Result, require};
 use crate::ops::AttendLatent;
 use std::f32::consts::LOG2_E;
 
@@ -160,6 +160,9 @@ pub(super) fn attend_latent<D: Device>(
     let reserved = b.reserved("attend_latent")?;
     let (step, scratch, d) = (&reserved.step, &reserved.mla_scratch, &op.dims);
     let plan = Plan::new(b, op.arena, d);
+    require(plan.shared_bytes <= plan.kernel.shared_bytes_max as usize, "attend_latent", || {
+        format!("no kernel for latent rows as wide as {d:?}")
+    })?;
     for pass in 0..step.passes {
         let params = MlaParams {
             q: op.q.ptr(),
@@ -224,6 +227,26 @@ mod tests {
             let (many, parted) = attended(dims, block_len, Some(3));
             assert!(one == 1 && many >= 4, "{one} and {many} passes");
             assert!(whole == parted, "{dims:?}");
+        }
+    }
+
+    /// The most that a block's shared memory holds of a row: 16,192 numbers of query and sum; and one more.
+    #[test]
+    fn rows_too_wide_are_refused() {
+        for (kv_lora_rank, served) in [(8093, true), (8094, false)] {
+            let dims = MlaDims { kv_lora_rank, ..ODD };
+            let steps = Steps::new(&[(0, 1, false)], 16);
+            let mut b: Cuda = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
+            b.reserve(workspace(&steps.limits, dims)).unwrap();
+            let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
+            b.begin_step(&steps.step(), &rope(dims.qk_rope_head_dim)).unwrap();
+            let q = b.upload(&vec![0.0; dims.n_heads * dims.latent_width()]).unwrap();
+            let mut out = b.buffer(dims.n_heads * kv_lora_rank).unwrap();
+            let ran = b.attend_latent(AttendLatent { q: &q, arena: &arena, layer: 0, out: &mut out, dims });
+            assert_eq!(ran.is_ok(), served, "{kv_lora_rank}: {ran:?}");
+            if served {
+                b.read(&out, 1); // runs it, with all the shared memory that it asks for
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 // Attention in latent space for any sizes, layout and precision: an item and head at a time, in f32. And the combination
 // of a token's items, for all.
 #include "dev.h"
+#include "online.h"
 #include "page.h"
 #include "step.h"
 
@@ -8,7 +9,7 @@
 
 #define THREADS 128
 #define WARPS (THREADS / 32)
-#define KEYS 64 // of a tile
+#define KEYS ONLINE_KEYS
 
 template <bool F32> DEV float latent(const MlaParams &p, u32 slot, int col) {
     const u8 *layer = (const u8 *)p.layer;
@@ -27,7 +28,7 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
     }
     for (int col = tid(); col < p.rank; col += THREADS) sts_f(sum + 4 * col, 0.0f);
 
-    float max = bits_f(0xff800000u), total = 0.0f;
+    OnlineSoftmax online = {MINUS_INFINITY, 0.0f};
     for (int from = item.from; from < item.end; from += KEYS) {
         int n = min_i(KEYS, item.end - from);
         if (tid() < n) {
@@ -43,20 +44,7 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
             if (lane() == 0) sts_f(scores + 4 * key, dot * p.scale);
         }
         bar_sync();
-        // Each warp finds the same maximum, sum and weights; the first one writes the weights down.
-        float s[2], w[2];
-        for (int i = 0; i < 2; i++) {
-            int key = lane() + 32 * i;
-            s[i] = key < n ? lds_f(scores + 4 * key) : bits_f(0xff800000u);
-        }
-        float max_now = max_f(max, warp_max(max_f(s[0], s[1])));
-        for (int i = 0; i < 2; i++) w[i] = ex2(s[i] - max_now);
-        float shrink = ex2(max - max_now);
-        total = fma_f(total, shrink, warp_sum(w[0] + w[1]));
-        max = max_now;
-        if (warp() == 0) {
-            for (int i = 0; i < 2; i++) sts_f(weights + 4 * (lane() + 32 * i), w[i]);
-        }
+        float shrink = online.take(scores, weights, n);
         bar_sync();
         for (int col = tid(); col < p.rank; col += THREADS) {
             float x = lds_f(sum + 4 * col) * shrink;
@@ -68,8 +56,8 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
         bar_sync();
     }
     float *to = result.heads + (u64)head * p.rank;
-    for (int col = tid(); col < p.rank; col += THREADS) stg_f(to + col, lds_f(sum + 4 * col) / total);
-    if (result.lse && tid() == 0) stg_f(result.lse + head, max + lg2(total));
+    for (int col = tid(); col < p.rank; col += THREADS) stg_f(to + col, lds_f(sum + 4 * col) / online.total);
+    if (result.lse && tid() == 0) stg_f(result.lse + head, online.max + lg2(online.total));
 }
 
 template <bool F32> DEV void attend_items(const MlaParams &p) {
@@ -93,7 +81,7 @@ KERNEL(THREADS, 8, smxx_f32_mla_combine, MlaParams) {
     if (n < 2) return; // no keys, or the result is there already
     int in_pass = first - mla_first_item(p, start);
     const float *lse = (const float *)p.lse + (u64)in_pass * p.heads + head;
-    float max = bits_f(0xff800000u), total = 0.0f;
+    float max = MINUS_INFINITY, total = 0.0f;
     for (int i = 0; i < n; i++) max = max_f(max, ldg_f(lse + i * p.heads));
     for (int i = 0; i < n; i++) total += ex2(ldg_f(lse + i * p.heads) - max);
     float *out = (float *)p.out + ((u64)token * p.heads + head) * p.rank;

@@ -115,7 +115,7 @@ template <int MT> struct Online {
     DEV_MEMBER void clear() {
 #pragma unroll
         for (int m = 0; m < MT; m++) {
-            max[m][0] = max[m][1] = bits_f(0xff800000u);
+            max[m][0] = max[m][1] = MINUS_INFINITY;
             sum[m][0] = sum[m][1] = 0.0f;
 #pragma unroll
             for (int j = 0; j < 8; j++) out[m][j][0] = out[m][j][1] = out[m][j][2] = out[m][j][3] = 0.0f;
@@ -171,7 +171,7 @@ DEV void attend_tile(Online<MT> &state, const u32 (&query)[HELD<MT> + 1][4], u32
 #pragma unroll
         for (int m = 0; m < MT; m++) {
 #pragma unroll
-            for (int i = 0; i < 4; i++) s[m][i] = key + i % 2 < n ? s[m][i] * scale : bits_f(0xff800000u);
+            for (int i = 0; i < 4; i++) s[m][i] = key + i % 2 < n ? s[m][i] * scale : MINUS_INFINITY;
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float best = max_f(s[m][2 * half], s[m][2 * half + 1]);

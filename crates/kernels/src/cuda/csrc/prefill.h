@@ -60,5 +60,3 @@ PARAMS(ExpandParams, EXPAND_FIELDS)
     F(int, tiles)                                                                                                      \
     F(float, scale)
 PARAMS(AttendParams, ATTEND_FIELDS)
-
-#define MINUS_INFINITY bits_f(0xff800000u)

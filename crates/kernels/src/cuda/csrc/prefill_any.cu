@@ -1,6 +1,7 @@
 // Attention with expanded keys and values for any sizes, layout and precision: a token and head at a time, in f32.
 // expanded: [keys of a chunk], each [heads, nope + v] and then the rotary key, in the cache's precision.
 #include "dev.h"
+#include "online.h"
 #include "page.h"
 #include "step.h"
 #include "weights.h"
@@ -10,7 +11,7 @@
 #define THREADS 128
 #define WARPS (THREADS / 32)
 #define EXPANDED 8 // keys of a block of expand
-#define KEYS 64    // of a tile of attention
+#define KEYS ONLINE_KEYS
 
 template <bool F32> DEV float number(const void *numbers, u64 at) {
     return F32 ? ldg_f((const float *)numbers + at) : bf16_f(ldg_u16((const u16 *)numbers + at));
@@ -89,7 +90,7 @@ template <bool F32> DEV void attend(const AttendParams &p) {
     float *out = (float *)p.out + ((u64)token * p.heads + head) * (u64)p.v;
     float *stats = (float *)p.stats + ((u64)cta_x() * p.heads + head) * 2;
     bool fresh = p.first == 0;
-    float max = fresh ? MINUS_INFINITY : ldg_f(stats), total = fresh ? 0.0f : ldg_f(stats + 1);
+    OnlineSoftmax online = {fresh ? MINUS_INFINITY : ldg_f(stats), fresh ? 0.0f : ldg_f(stats + 1)};
     for (int col = tid(); col < p.v; col += THREADS) sts_f(sum + 4 * col, fresh ? 0.0f : ldg_f(out + col));
     bar_sync();
 
@@ -107,20 +108,7 @@ template <bool F32> DEV void attend(const AttendParams &p) {
             if (lane() == 0) sts_f(scores + 4 * i, dot * p.scale);
         }
         bar_sync();
-        // Each warp finds the same maximum and sum; the first one writes the weights down.
-        float s[2], w[2];
-        for (int i = 0; i < 2; i++) {
-            int key = lane() + 32 * i;
-            s[i] = key < there ? lds_f(scores + 4 * key) : MINUS_INFINITY;
-        }
-        float max_now = max_f(max, warp_max(max_f(s[0], s[1])));
-        for (int i = 0; i < 2; i++) w[i] = ex2(s[i] - max_now);
-        float shrink = ex2(max - max_now);
-        total = fma_f(total, shrink, warp_sum(w[0] + w[1]));
-        max = max_now;
-        if (warp() == 0) {
-            for (int i = 0; i < 2; i++) sts_f(weights + 4 * (lane() + 32 * i), w[i]);
-        }
+        float shrink = online.take(scores, weights, there);
         bar_sync();
         for (int col = tid(); col < p.v; col += THREADS) {
             float x = lds_f(sum + 4 * col) * shrink;
@@ -133,10 +121,10 @@ template <bool F32> DEV void attend(const AttendParams &p) {
         bar_sync();
     }
     bool done = position < p.first + p.keys;
-    for (int col = tid(); col < p.v; col += THREADS) stg_f(out + col, done ? lds_f(sum + 4 * col) / total : lds_f(sum + 4 * col));
+    for (int col = tid(); col < p.v; col += THREADS) stg_f(out + col, done ? lds_f(sum + 4 * col) / online.total : lds_f(sum + 4 * col));
     if (!done && tid() == 0) {
-        stg_f(stats, max);
-        stg_f(stats + 1, total);
+        stg_f(stats, online.max);
+        stg_f(stats + 1, online.total);
     }
 }
 

@@ -371,7 +371,7 @@ fn mistakes_for_any_sizes_are_found() {
         mutant("col & 1 ? y : -y", "y"),
         mutant("fresh ? 0.0f : ldg_f(out + col)", "0.0f"),
         mutant("fresh ? MINUS_INFINITY : ldg_f(stats)", "MINUS_INFINITY"),
-        mutant("fma_f(total, shrink, ", "fma_f(total, 1.0f, "),
+        Mutant { file: "online.h", from: "fma_f(total, shrink, ", to: "fma_f(total, 1.0f, " },
         mutant("lds_f(sum + 4 * col) * shrink", "lds_f(sum + 4 * col)"),
         mutant("bool done = position < p.first + p.keys", "bool done = position <= p.first + p.keys"),
         mutant("head == p.heads", "head > p.heads"),

@@ -2,8 +2,12 @@
 
 #![allow(dead_code)] // each test target uses a part of it
 
+#[path = "../noise/mod.rs"]
+mod noise;
+
 use Attention::Expanded;
 use kernels::*;
+pub(crate) use noise::noise;
 
 /// `(tokens already cached, new tokens, how the row attends)`
 pub(crate) type Row = (usize, usize, Attention);
@@ -12,19 +16,6 @@ pub(crate) type Row = (usize, usize, Attention);
 pub(crate) enum Attention {
     Latent,
     Expanded,
-}
-
-/// Deterministic numbers in [-1, 1).
-pub(crate) fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..len)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-        })
-        .collect()
 }
 
 fn bytes(values: &[f32]) -> Vec<u8> {

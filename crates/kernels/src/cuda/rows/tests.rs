@@ -1,5 +1,8 @@
 //! On the emulator, against the definitions in `ops`.
 
+#[path = "../../../tests/noise/mod.rs"]
+mod noise;
+
 use super::super::sim::mutants::{Module, Mutant, all_are_found};
 use super::super::sim::{Emulator, Mode};
 use super::super::{CudaArena, CudaBackend, Device};
@@ -12,20 +15,9 @@ use crate::ops::{
 };
 use crate::step::{Step, StepLimits};
 use half::bf16;
+pub(in crate::cuda) use noise::noise;
 
 pub(in crate::cuda) type Cuda = CudaBackend<Emulator>;
-
-/// Deterministic numbers in [-1, 1).
-pub(in crate::cuda) fn noise(len: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..len).map(|_| next()).collect()
-}
 
 /// The largest difference, as a part of the largest expected value.
 pub(in crate::cuda) fn error(got: &[f32], want: &[f32]) -> f32 {

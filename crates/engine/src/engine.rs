@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kv_cache::{BlockId, BlockPool};
+use sampler::Scratch;
 
 use crate::counters::Counters;
 use crate::handle::{Inbox, Message};
 use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
-use crate::sampler::Scratch;
 use crate::scheduler::Scheduler;
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::mpsc::TryRecvError;

@@ -12,7 +12,7 @@ use crate::queue::{Full, Place, Queue};
 use crate::reply::{self, Events, Reply};
 use crate::request::{CHOICES_MAX, End, Request};
 use crate::runner::{Limits, ModelRunner};
-use crate::sampler::penalised;
+use crate::sampling::penalised;
 use crate::sync::atomic::Ordering::SeqCst;
 use crate::sync::mpsc;
 

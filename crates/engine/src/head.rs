@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use crate::reply::Reply;
-use crate::request::{End, Event, FinishReason, Logprobs, Request, Token};
-use crate::sampler::{NoToken, Sampler, Scratch, logprobs};
+use sampler::{Draws, Logprobs, NoToken, Scratch, logprobs};
+
+use crate::request::{End, Event, FinishReason, Request, Token};
+use crate::sampling::Sampler;
 
 pub(crate) struct Head {
     /// Index among the request's choices.
@@ -49,7 +51,12 @@ impl Head {
     }
 
     fn token(&mut self, row: &[f32], scratch: &mut Scratch) -> Result<Token, NoToken> {
-        let id = self.sampler.draw(row, scratch)?;
+        let mut draws = Draws::default();
+        self.sampler.push(&mut draws, 0, None);
+        let mut ids = Vec::new();
+        sampler::draw_all(&draws, row, row.len(), &[], scratch, &mut ids);
+        let id = ids[0]?;
+        self.sampler.note(id);
         let logprobs: Option<Logprobs> = self.logprobs.map(|n| logprobs(row, id, n)).transpose()?;
         Ok(Token { id, logprobs })
     }

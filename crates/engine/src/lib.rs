@@ -15,7 +15,7 @@ mod queue;
 mod reply;
 pub mod request;
 pub mod runner;
-mod sampler;
+mod sampling;
 mod scheduler;
 mod sequence;
 mod sync;

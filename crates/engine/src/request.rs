@@ -3,6 +3,8 @@
 use std::ops::{Range, RangeInclusive};
 use std::time::Instant;
 
+pub use sampler::Logprobs;
+
 use crate::runner::Limits;
 
 /// Of one request.
@@ -183,17 +185,6 @@ impl Request {
         }
         Ok(())
     }
-}
-
-/// Log probabilities at one position, from the softmax of the model's raw logits.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Logprobs {
-    /// Of the token that stands at the position.
-    pub chosen: f32,
-    /// Tokens with a larger logit, plus one.
-    pub rank: u32,
-    /// The best tokens, best first, `(id, log probability)`.
-    pub top: Vec<(u32, f32)>,
 }
 
 /// A generated token.

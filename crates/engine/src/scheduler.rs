@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use kv_cache::BlockPool;
+use sampler::Scratch;
 
 use crate::budget::{Budget, Share};
 use crate::counters::Counters;
@@ -29,7 +30,6 @@ use crate::policy::Policy;
 use crate::reply::Reply;
 use crate::request::End;
 use crate::runner::{Batch, Fault, Limits, Logits};
-use crate::sampler::Scratch;
 use crate::sequence::{Rank, Sequence};
 use crate::sync::atomic::Ordering::Relaxed;
 

@@ -6,13 +6,13 @@
 use std::time::Instant;
 
 use kv_cache::{BlockPool, BlockTable, Chain, PoolFull};
+use sampler::{NoToken, Scratch, logprobs};
 
 use crate::handle::Arrival;
 use crate::head::Head;
 use crate::queue::Place;
 use crate::request::{End, Event, FinishReason};
 use crate::runner::Batch;
-use crate::sampler::{NoToken, Scratch, logprobs};
 
 /// Who goes first: the lower. Unique, since a request has a number and a choice an index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

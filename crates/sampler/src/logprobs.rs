@@ -1,15 +1,25 @@
 //! Log probabilities of one row, from the model's raw logits over the whole vocabulary.
 
-use super::NoToken;
-use super::cuts::Shortlist;
-use super::lanes::{Softmax, largest, survey};
-use crate::request::Logprobs;
+use crate::NoToken;
+use crate::cuts::Shortlist;
+use crate::lanes::{Softmax, largest, survey};
+
+/// Log probabilities at one position, from the softmax of the model's raw logits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Logprobs {
+    /// Of the token that stands at the position.
+    pub chosen: f32,
+    /// Tokens with a larger logit, plus one.
+    pub rank: u32,
+    /// The best tokens, best first, `(id, log probability)`.
+    pub top: Vec<(u32, f32)>,
+}
 
 /// Stands for minus infinity, which JSON cannot say.
 const LOGPROB_MIN: f32 = -9_999.0;
 
 /// Of the token `chosen` and of the `n` best, best first, the lower id on ties.
-pub(crate) fn logprobs(row: &[f32], chosen: u32, n: usize) -> Result<Logprobs, NoToken> {
+pub fn logprobs(row: &[f32], chosen: u32, n: usize) -> Result<Logprobs, NoToken> {
     let mut maxima = Vec::new();
     let numbers = survey(row, &mut maxima);
     let max = largest(&maxima);

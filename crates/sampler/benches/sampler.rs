@@ -1,20 +1,12 @@
 //! What a token costs once the logits are there: one row drawn from, and its log probabilities.
 //!
 //! ```text
-//! cargo bench -p engine --bench sampler
+//! cargo bench -p sampler --bench sampler
 //! ```
 //!
 //! Three kinds of rows: "text" has a head of some tens of tokens, as a trained model's; in "wide"
 //! thousands of tokens share the mass; "flat" is nearly even, as an untrained model's. The first line
 //! is the yardstick: one sum over the row.
-
-// The sampler is private to the engine, so it is compiled into this benchmark as well.
-#[allow(dead_code)]
-#[path = "../src/sampler/mod.rs"]
-mod sampler;
-mod request {
-    pub(crate) use engine::request::*;
-}
 
 use std::f32::consts::TAU;
 use std::hint::black_box;
@@ -23,8 +15,7 @@ use std::time::Instant;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use request::{Request, Sampling};
-use sampler::{Sampler, Scratch, logprobs, penalised};
+use sampler::{Draw, Draws, Scratch, draw_all, logprobs};
 
 const VOCAB_SIZES: [usize; 4] = [32_000, 102_400, 129_280, 163_840];
 const ROUNDS: usize = 100;
@@ -38,27 +29,19 @@ fn main() {
             let _ = black_box(sum(black_box(&row)));
         })
     });
-    let hot = Sampling { temperature: 0.8, ..Sampling::default() };
-    let penalties = Sampling {
-        repetition_penalty: 1.1,
-        frequency_penalty: 0.1,
-        presence_penalty: 0.1,
-        ..Sampling::default()
-    };
-    draws("greedy", "text", Sampling::default());
+    let hot = Draw { temperature: 0.8, uniform: 0.5, ..Draw::default() };
+    let penalties =
+        Draw { repetition_penalty: 1.1, frequency_penalty: 0.1, presence_penalty: 0.1, ..Draw::default() };
+    draws("greedy", "text", Draw::default());
     draws("greedy, penalties over 1000 tokens", "text", penalties);
     draws("temperature", "text", hot.clone());
     for kind in ["text", "wide", "flat"] {
-        draws("top-k 50", kind, Sampling { top_k: 50, ..hot.clone() });
-        draws("top-k 1000", kind, Sampling { top_k: 1000, ..hot.clone() });
-        draws("top-p 0.95", kind, Sampling { top_p: 0.95, ..hot.clone() });
-        draws("min-p 0.05", kind, Sampling { min_p: 0.05, ..hot.clone() });
+        draws("top-k 50", kind, Draw { top_k: 50, ..hot.clone() });
+        draws("top-k 1000", kind, Draw { top_k: 1000, ..hot.clone() });
+        draws("top-p 0.95", kind, Draw { top_p: 0.95, ..hot.clone() });
+        draws("min-p 0.05", kind, Draw { min_p: 0.05, ..hot.clone() });
     }
-    draws(
-        "top-k 50, top-p 0.95, min-p 0.05",
-        "text",
-        Sampling { top_k: 50, top_p: 0.95, min_p: 0.05, ..hot },
-    );
+    draws("top-k 50, top-p 0.95, min-p 0.05", "text", Draw { top_k: 50, top_p: 0.95, min_p: 0.05, ..hot });
     for n in [0, 5, 20] {
         line(&format!("logprobs, {n} best"), "text", |row| {
             let row = row.to_vec();
@@ -69,15 +52,15 @@ fn main() {
     }
 }
 
-fn draws(name: &str, kind: &str, sampling: Sampling) {
+fn draws(name: &str, kind: &str, draw: Draw) {
     line(name, kind, |row| {
-        let sampling = Sampling { seed: Some(1), ..sampling.clone() };
-        let prompt = (0..1000).map(|i| i * 17 % 30_000).collect();
-        let request = Request { prompt, sampling, ..Request::default() };
-        let mut sampler = Sampler::new(&request, 0, penalised(&request));
-        let (row, mut scratch) = (row.to_vec(), Scratch::new(row.len()));
+        let counts: Vec<(u32, u32)> = (0..1000).map(|i| (i * 17 % 30_000, 1)).collect();
+        let draw = Draw { counts: 0..counts.len(), ..draw.clone() };
+        let draws = Draws { sampled_vocab: row.len(), draws: vec![draw], counts, ..Draws::default() };
+        let (row, mut scratch, mut ids) = (row.to_vec(), Scratch::default(), Vec::new());
         Box::new(move || {
-            let _ = black_box(sampler.draw(black_box(&row), &mut scratch));
+            draw_all(&draws, black_box(&row), row.len(), &[], &mut scratch, &mut ids);
+            let _ = black_box(&ids);
         })
     });
 }

@@ -81,6 +81,8 @@ pub fn mask_words(vocab_size: usize) -> usize {
 /// The draws of a step, and the lists that they name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Draws {
+    /// Ids from here on are never drawn: rows that pad the output matrix beyond the tokenizer.
+    pub sampled_vocab: usize,
     pub draws: Vec<Draw>,
     /// Ids that cannot be drawn.
     pub banned: Vec<u32>,
@@ -101,7 +103,7 @@ impl Draws {
         self.draws.is_empty()
     }
 
-    /// Empties all lists, keeping their memory.
+    /// Empties all lists, keeping their memory and the sampled vocabulary.
     pub fn clear(&mut self) {
         self.draws.clear();
         self.banned.clear();
@@ -110,11 +112,14 @@ impl Draws {
         self.masks.clear();
     }
 
-    /// Names what does not fit together, for `outputs` rows of logits, after a step of `before` draws.
-    pub fn check(&self, outputs: usize, before: usize, sampled_vocab: usize) -> Result<(), &'static str> {
+    /// Names what does not fit together, for `outputs` rows of `vocab_size` logits, after a step of `before` draws.
+    pub fn check(&self, outputs: usize, vocab_size: usize, before: usize) -> Result<(), &'static str> {
+        if !self.is_empty() && !(1..=vocab_size).contains(&self.sampled_vocab) {
+            return Err("a sampled vocabulary that is empty, or larger than the model's");
+        }
         let within = |range: &Range<usize>, len: usize| range.start <= range.end && range.end <= len;
         for draw in &self.draws {
-            let mask_end = draw.mask.map_or(Some(0), |at| at.checked_add(mask_words(sampled_vocab)));
+            let mask_end = draw.mask.map_or(Some(0), |at| at.checked_add(mask_words(self.sampled_vocab)));
             let checks = [
                 ((draw.output as usize) < outputs, "a draw from an output that is not there"),
                 (

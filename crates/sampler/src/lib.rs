@@ -37,7 +37,8 @@ pub enum NoToken {
 /// What came of a draw.
 pub type Drawn = Result<u32, NoToken>;
 
-/// Buffers that all draws share, one after the other.
+/// Buffers that all draws share, one after the other. They grow to what the first draws need.
+#[derive(Default)]
 pub struct Scratch {
     /// The row of a draw that changes it. `[sampled_vocab]`
     adjusted: Vec<f32>,
@@ -51,20 +52,6 @@ pub struct Scratch {
     masses: Vec<f64>,
     /// Some of the weights, as bits.
     picked: Vec<u32>,
-}
-
-impl Scratch {
-    /// Room for the ids below `sampled_vocab`, which alone are ever drawn.
-    pub fn new(sampled_vocab: usize) -> Self {
-        Self {
-            adjusted: vec![0.0; sampled_vocab],
-            maxima: Vec::new(),
-            shortlist: Shortlist::default(),
-            weights: Vec::with_capacity(sampled_vocab),
-            masses: Vec::new(),
-            picked: Vec::new(),
-        }
-    }
 }
 
 /// All of a step's draws from its `logits`, `[outputs, vocab_size]`, into `ids`. `before`: what came of the draws of the
@@ -95,7 +82,7 @@ pub(crate) struct Row<'a> {
 impl Row<'_> {
     /// The next token after the position that `row` (`[vocab_size]`) belongs to.
     fn draw(self, row: &[f32], scratch: &mut Scratch) -> Drawn {
-        let (row, padding) = row.split_at(scratch.adjusted.len());
+        let (row, padding) = row.split_at(self.draws.sampled_vocab);
         let numbers = survey(row, &mut scratch.maxima);
         if !numbers || !padding.iter().all(|&logit| logit < f32::INFINITY) {
             return Err(NoToken::NotFinite);
@@ -104,7 +91,8 @@ impl Row<'_> {
             return self.choose(row, scratch);
         }
         let mut logits = std::mem::take(&mut scratch.adjusted);
-        logits.copy_from_slice(row);
+        logits.clear();
+        logits.extend_from_slice(row);
         self.adjust(&mut Adjusted { logits: &mut logits, maxima: &mut scratch.maxima });
         let id = self.choose(&logits, scratch);
         scratch.adjusted = logits;

@@ -3,14 +3,14 @@
 use crate::lanes::Softmax;
 use crate::{Draw, Drawn, Draws, NoToken, biased, penalised};
 
-/// What draw `at` of `draws` comes to in a row of logits of which the first `sampled_vocab` may be drawn. `before`: what
-/// came of the draws of the step before.
-pub fn reference(draws: &Draws, at: usize, row: &[f32], sampled_vocab: usize, before: &[Drawn]) -> Drawn {
+/// What draw `at` of `draws` comes to in a row of logits, `[vocab_size]`. `before`: what came of the draws of the step
+/// before.
+pub fn reference(draws: &Draws, at: usize, row: &[f32], before: &[Drawn]) -> Drawn {
     let draw = &draws.draws[at];
     if !row.iter().all(|&logit| logit < f32::INFINITY) {
         return Err(NoToken::NotFinite);
     }
-    let row = adjusted(draws, draw, &row[..sampled_vocab], before);
+    let row = adjusted(draws, draw, &row[..draws.sampled_vocab], before);
     let ids = sorted(&row);
     if row[ids[0]] == f32::NEG_INFINITY {
         return Err(NoToken::AllMasked);

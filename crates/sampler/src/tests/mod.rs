@@ -4,26 +4,35 @@ use super::*;
 
 const NEG_INF: f32 = f32::NEG_INFINITY;
 
-fn sampler(sampling: Sampling) -> Sampler {
-    Sampler::new(&Request { sampling, ..Request::default() }, 0, Default::default())
+fn hot(temperature: f32) -> Draw {
+    Draw { temperature, uniform: 0.3, ..Draw::default() }
 }
 
-fn hot(temperature: f32) -> Sampling {
-    Sampling { temperature, seed: Some(11), ..Sampling::default() }
+/// What `draw` comes to in a row of which all may be drawn.
+fn drawn_from(draw: &Draw, row: &[f32]) -> Drawn {
+    drawn_with(&Draws { sampled_vocab: row.len(), draws: vec![draw.clone()], ..Draws::default() }, row, &[])
 }
 
-/// The tokens that can be drawn, by drawing often; and how often each was.
-fn histogram(sampling: Sampling, row: &[f32]) -> Vec<usize> {
-    let (mut sampler, mut scratch) = (sampler(sampling), Scratch::new(row.len()));
-    let mut counts = vec![0; row.len()];
-    for _ in 0..20_000 {
-        counts[sampler.draw(row, &mut scratch).unwrap() as usize] += 1;
-    }
+fn drawn_with(draws: &Draws, row: &[f32], before: &[Drawn]) -> Drawn {
+    let mut ids = Vec::new();
+    draws.check(1, row.len(), before.len()).unwrap();
+    draw_all(draws, row, row.len(), before, &mut Scratch::default(), &mut ids);
+    assert_eq!(ids[0], reference(draws, 0, row, before), "{draws:?}");
+    ids[0]
+}
+
+/// How often each token is drawn by so many numbers, one at each step of the way from 0 to 1.
+fn histogram(draw: &Draw, row: &[f32], steps: usize) -> Vec<usize> {
+    let draw = |i| Draw { uniform: (i as f64 + 0.5) / steps as f64, ..draw.clone() };
+    let draws = Draws { sampled_vocab: row.len(), draws: (0..steps).map(draw).collect(), ..Draws::default() };
+    let (mut ids, mut counts) = (Vec::new(), vec![0; row.len()]);
+    draw_all(&draws, row, row.len(), &[], &mut Scratch::default(), &mut ids);
+    ids.into_iter().for_each(|id| counts[id.unwrap() as usize] += 1);
     counts
 }
 
-fn check_drawn(sampling: Sampling, row: &[f32], expected: &[u32]) {
-    let counts = histogram(sampling, row);
+fn check_drawn(draw: Draw, row: &[f32], expected: &[u32]) {
+    let counts = histogram(&draw, row, 20_000);
     let drawn: Vec<u32> = (0..row.len() as u32).filter(|&id| counts[id as usize] > 0).collect();
     assert_eq!(drawn, expected);
 }
@@ -32,8 +41,7 @@ fn check_drawn(sampling: Sampling, row: &[f32], expected: &[u32]) {
 fn greedy_takes_the_largest_and_the_lowest_id_on_ties() {
     let check = |row: &[f32], expected: Result<u32, NoToken>| {
         for temperature in [0.0, 1e-9, 0.99e-5] {
-            let got = sampler(hot(temperature)).draw(row, &mut Scratch::new(row.len()));
-            assert_eq!(got, expected, "{row:?} at {temperature}");
+            assert_eq!(drawn_from(&hot(temperature), row), expected, "{row:?} at {temperature}");
         }
     };
     check(&[1.0, 3.0, 3.0, 2.0], Ok(1));
@@ -48,23 +56,23 @@ fn greedy_takes_the_largest_and_the_lowest_id_on_ties() {
 #[test]
 fn cuts_keep_what_they_promise() {
     let tied = [1.0, 2.0, 2.0, 2.0, 2.0, 0.0];
-    check_drawn(Sampling { top_k: 3, ..hot(1.0) }, &tied, &[1, 2, 3]);
-    check_drawn(Sampling { top_k: 1, ..hot(2.0) }, &tied, &[1]);
-    check_drawn(Sampling { top_k: 99, ..hot(2.0) }, &tied, &[0, 1, 2, 3, 4, 5]);
-    check_drawn(Sampling { top_k: 3, ..hot(1.0) }, &[NEG_INF, 1.0, NEG_INF, 0.0], &[1, 3]);
-    check_drawn(Sampling { top_k: 1, ..hot(1.0) }, &[-0.0, 0.0, -1.0], &[0]);
+    check_drawn(Draw { top_k: 3, ..hot(1.0) }, &tied, &[1, 2, 3]);
+    check_drawn(Draw { top_k: 1, ..hot(2.0) }, &tied, &[1]);
+    check_drawn(Draw { top_k: 99, ..hot(2.0) }, &tied, &[0, 1, 2, 3, 4, 5]);
+    check_drawn(Draw { top_k: 3, ..hot(1.0) }, &[NEG_INF, 1.0, NEG_INF, 0.0], &[1, 3]);
+    check_drawn(Draw { top_k: 1, ..hot(1.0) }, &[-0.0, 0.0, -1.0], &[0]);
     let even = [0.0; 10];
-    check_drawn(Sampling { top_p: 0.3, ..hot(1.0) }, &even, &[0, 1, 2]);
-    check_drawn(Sampling { top_p: 0.31, ..hot(1.0) }, &even, &[0, 1, 2, 3]);
-    check_drawn(Sampling { top_p: 1e-6, ..hot(1.0) }, &even, &[0]);
+    check_drawn(Draw { top_p: 0.3, ..hot(1.0) }, &even, &[0, 1, 2]);
+    check_drawn(Draw { top_p: 0.31, ..hot(1.0) }, &even, &[0, 1, 2, 3]);
+    check_drawn(Draw { top_p: 1e-6, ..hot(1.0) }, &even, &[0]);
     // Weights 1/2, 1/4, 1/8, 1/8 at temperature 1.
     let halves = [-3.0, 0.0, -1.0, -2.0, -3.0].map(|log2: f32| log2 * std::f32::consts::LN_2);
-    check_drawn(Sampling { min_p: 0.2, ..hot(1.0) }, &halves, &[1, 2, 3]);
-    check_drawn(Sampling { min_p: 1.0, ..hot(1.0) }, &halves, &[1]);
+    check_drawn(Draw { min_p: 0.2, ..hot(1.0) }, &halves, &[1, 2, 3]);
+    check_drawn(Draw { min_p: 1.0, ..hot(1.0) }, &halves, &[1]);
     // In this order: temperature, top-k, top-p over what top-k left, min-p.
-    check_drawn(Sampling { min_p: 0.4, ..hot(0.5) }, &halves, &[1]);
-    check_drawn(Sampling { top_p: 0.6, ..hot(1.0) }, &halves, &[1, 2]);
-    check_drawn(Sampling { top_p: 0.6, top_k: 2, ..hot(1.0) }, &halves, &[1]);
+    check_drawn(Draw { min_p: 0.4, ..hot(0.5) }, &halves, &[1]);
+    check_drawn(Draw { top_p: 0.6, ..hot(1.0) }, &halves, &[1, 2]);
+    check_drawn(Draw { top_p: 0.6, top_k: 2, ..hot(1.0) }, &halves, &[1]);
 }
 
 #[test]
@@ -73,73 +81,102 @@ fn draws_follow_the_softmax() {
     let temperature = 1.7;
     let weights: Vec<f64> = row.iter().map(|&l| f64::from(l / temperature).exp()).collect();
     let total: f64 = weights.iter().sum();
-    for (count, weight) in histogram(hot(temperature), &row).into_iter().zip(weights) {
+    for (count, weight) in histogram(&hot(temperature), &row, 20_000).into_iter().zip(weights) {
         let share = weight / total;
-        let deviation = (20_000.0 * share * (1.0 - share)).sqrt(); // of a binomial
-        assert!((count as f64 - 20_000.0 * share).abs() <= 4.0 * deviation, "{count} for {share}");
+        assert!((count as f64 - 20_000.0 * share).abs() <= 2.0, "{count} for {share}");
     }
 }
 
 #[test]
 fn a_low_temperature_stays_finite() {
     check_drawn(hot(1e-5), &[f32::MIN, 3.0, 2.9, f32::MAX, NEG_INF], &[3]);
-    check_drawn(Sampling { top_p: 0.5, min_p: 0.5, ..hot(1e-5) }, &[1.0, 3.0, 2.9], &[1]);
+    check_drawn(Draw { top_p: 0.5, min_p: 0.5, ..hot(1e-5) }, &[1.0, 3.0, 2.9], &[1]);
 }
 
-/// Logits after masks, penalties and bias, once `drawn` has been generated after `prompt`.
-fn check_adjusted(request: Request, drawn: &[u32], row: &[f32], expected: &[f32]) {
-    let mut sampler = Sampler::new(&request, 0, penalised(&request));
-    sampler.n_drawn = drawn.len();
-    for &id in drawn {
-        *sampler.counts.entry(id).or_default() += 1;
+/// The lists that a draw may name, all of them.
+#[derive(Default)]
+struct Lists {
+    banned: Vec<u32>,
+    counts: Vec<(u32, u32)>,
+    biases: Vec<(u32, f32)>,
+    mask: Option<u32>,
+    before: Option<Drawn>,
+}
+
+impl Lists {
+    fn draws(self, draw: Draw, sampled_vocab: usize) -> (Draws, Vec<Drawn>) {
+        let draw = Draw {
+            banned: 0..self.banned.len(),
+            counts: 0..self.counts.len(),
+            biases: 0..self.biases.len(),
+            mask: self.mask.map(|_| 0),
+            after: self.before.map(|_| 0),
+            ..draw
+        };
+        let (banned, counts, biases) = (self.banned, self.counts, self.biases);
+        let masks = self.mask.into_iter().collect();
+        (
+            Draws { sampled_vocab, draws: vec![draw], banned, counts, biases, masks },
+            self.before.into_iter().collect(),
+        )
     }
+}
+
+/// Logits after masks, penalties and bias.
+fn check_adjusted(draw: Draw, lists: Lists, row: &[f32], expected: &[f32]) {
+    let (draws, before) = lists.draws(draw, row.len());
     let mut logits = row.to_vec();
-    sampler.adjust(&mut Adjusted { logits: &mut logits, maxima: &mut [0.0] });
-    assert_eq!(logits, expected);
+    let row_of = Row { draws: &draws, draw: &draws.draws[0], before: &before };
+    row_of.adjust(&mut Adjusted { logits: &mut logits, maxima: &mut [0.0] });
+    assert_eq!(logits, expected, "{draws:?}");
+    assert_eq!(reference::adjusted(&draws, &draws.draws[0], row, &before), expected, "{draws:?}");
 }
 
 #[test]
 fn penalties_and_bias_move_logits_in_their_order() {
-    let check = |sampling: Sampling, expected: &[f32]| {
-        let request = Request { prompt: vec![0, 1, 0], sampling, ..Request::default() };
-        check_adjusted(request, &[1, 2, 2], &[4.0, -4.0, 2.0, 1.0], expected);
+    let row = [4.0, -4.0, 2.0, 1.0];
+    let counts = || vec![(2, 2), (1, 1), (0, 0)];
+    let check = |draw: Draw, biases: &[(u32, f32)], expected: &[f32]| {
+        let lists = || Lists { counts: counts(), biases: biases.to_vec(), ..Lists::default() };
+        check_adjusted(draw.clone(), lists(), &row, expected);
+        // One of them was not known when the list was made.
+        let unlisted = |at: usize| {
+            let mut counts = counts();
+            counts[at].1 -= 1;
+            if counts[at].1 == 0 {
+                [counts[..at].to_vec(), counts[at + 1..].to_vec()].concat()
+            } else {
+                counts
+            }
+        };
+        for (at, id) in [(0, 2), (1, 1)] {
+            let late = Lists { counts: unlisted(at), before: Some(Ok(id)), ..lists() };
+            check_adjusted(draw.clone(), late, &row, expected);
+        }
+        check_adjusted(draw, Lists { before: Some(Err(NoToken::NotFinite)), ..lists() }, &row, expected);
     };
-    let none = Sampling::default;
-    check(none(), &[4.0, -4.0, 2.0, 1.0]);
-    check(Sampling { repetition_penalty: 2.0, ..none() }, &[2.0, -8.0, 1.0, 1.0]);
-    check(Sampling { repetition_penalty: 0.5, ..none() }, &[8.0, -2.0, 4.0, 1.0]);
-    check(Sampling { frequency_penalty: 0.5, ..none() }, &[4.0, -4.5, 1.0, 1.0]);
-    check(Sampling { presence_penalty: 0.5, ..none() }, &[4.0, -4.5, 1.5, 1.0]);
-    let all = Sampling {
-        repetition_penalty: 2.0,
-        frequency_penalty: 1.0,
-        presence_penalty: -0.5,
-        logit_bias: vec![(2, 10.0), (3, -1.0)],
-        ..none()
-    };
-    check(all, &[2.0, -8.5, 9.5, 0.0]);
-    check(Sampling { logit_bias: vec![(0, -100.0), (900, 5.0)], ..none() }, &[NEG_INF, -4.0, 2.0, 1.0]);
-    let forced = vec![(1, 100.0), (3, 100.0), (0, 99.0)];
-    check(Sampling { logit_bias: forced, ..none() }, &[NEG_INF, 96.0, NEG_INF, 101.0]);
+    let none = Draw::default;
+    check(none(), &[], &[4.0, -4.0, 2.0, 1.0]);
+    check(Draw { repetition_penalty: 2.0, ..none() }, &[], &[2.0, -8.0, 1.0, 1.0]);
+    check(Draw { repetition_penalty: 0.5, ..none() }, &[], &[8.0, -2.0, 4.0, 1.0]);
+    check(Draw { frequency_penalty: 0.5, ..none() }, &[], &[4.0, -4.5, 1.0, 1.0]);
+    check(Draw { presence_penalty: 0.5, ..none() }, &[], &[4.0, -4.5, 1.5, 1.0]);
+    let all = Draw { repetition_penalty: 2.0, frequency_penalty: 1.0, presence_penalty: -0.5, ..none() };
+    check(all, &[(2, 10.0), (3, -1.0)], &[2.0, -8.5, 9.5, 0.0]);
+    check(none(), &[(0, -100.0), (900, 5.0)], &[NEG_INF, -4.0, 2.0, 1.0]);
+    check(none(), &[(1, 100.0), (3, 100.0), (0, 99.0)], &[NEG_INF, 96.0, NEG_INF, 101.0]);
 }
 
 #[test]
-fn drawn_tokens_are_remembered() {
-    let check = |sampling: Sampling, expected: [u32; 6]| {
-        let (mut sampler, mut scratch) = (sampler(sampling), Scratch::new(3));
-        assert_eq!([(); 6].map(|()| sampler.draw(&[2.0, 1.75, 1.0], &mut scratch).unwrap()), expected);
-    };
-    check(Sampling { presence_penalty: 0.5, ..Sampling::default() }, [0, 1, 0, 0, 0, 0]);
-    check(Sampling { frequency_penalty: 0.5, ..Sampling::default() }, [0, 1, 0, 1, 0, 2]);
-    check(Sampling { repetition_penalty: 2.0, ..Sampling::default() }, [0, 1, 0, 0, 0, 0]);
-}
-
-#[test]
-fn stop_ids_are_masked_for_the_first_tokens_even_if_forced() {
-    let sampling = Sampling { logit_bias: vec![(1, 100.0)], ..Sampling::default() };
-    let request = Request { stop_ids: vec![1, 900], min_new_tokens: 2, sampling, ..Request::default() };
-    check_adjusted(request.clone(), &[0], &[3.0, 4.0], &[3.0, NEG_INF]);
-    check_adjusted(request, &[0, 0], &[3.0, 4.0], &[NEG_INF, 104.0]);
+fn what_is_banned_or_masked_stays_so_even_if_forced() {
+    let forced = || vec![(1, 100.0)];
+    let check = |lists: Lists, expected| check_adjusted(Draw::default(), lists, &[3.0, 4.0], expected);
+    check(Lists { biases: forced(), ..Lists::default() }, &[NEG_INF, 104.0]);
+    check(Lists { banned: vec![1, 900], biases: forced(), ..Lists::default() }, &[3.0, NEG_INF]);
+    check(Lists { mask: Some(0b01), biases: forced(), ..Lists::default() }, &[3.0, NEG_INF]);
+    check(Lists { mask: Some(0b10), ..Lists::default() }, &[NEG_INF, 4.0]);
+    let (draws, before) = Lists { mask: Some(0b100), ..Lists::default() }.draws(Draw::default(), 2);
+    assert_eq!(drawn_with(&draws, &[3.0, 4.0], &before), Err(NoToken::AllMasked));
 }
 
 /// Sizes around those of blocks and tiles.
@@ -154,14 +191,9 @@ fn no_token_comes_of_a_row_that_is_not_numbers() {
                 row[at] = fault;
                 assert_eq!(logprobs(&row, 0, 1), Err(NoToken::NotFinite), "{at} of {size}");
                 for sampled_vocab in [1, size] {
-                    let request = Request {
-                        stop_ids: vec![at as u32],
-                        min_new_tokens: 1, // a mask does not hide it
-                        ..Request::default()
-                    };
-                    let got = Sampler::new(&request, 0, penalised(&request))
-                        .draw(&row, &mut Scratch::new(sampled_vocab));
-                    assert_eq!(got, Err(NoToken::NotFinite), "{at} of {size}");
+                    let lists = Lists { banned: vec![at as u32], ..Lists::default() }; // does not hide it
+                    let (draws, before) = lists.draws(Draw::default(), sampled_vocab);
+                    assert_eq!(drawn_with(&draws, &row, &before), Err(NoToken::NotFinite), "{at} of {size}");
                 }
             }
         }
@@ -173,11 +205,9 @@ fn ids_beyond_the_sampled_vocabulary_are_never_drawn() {
     for size in SIZES {
         let mut row = vec![0.0; size + 3];
         row[size..].fill(50.0);
-        for sampling in [Sampling::default(), hot(1.0), Sampling { top_k: 2, ..hot(1.0) }] {
-            let request =
-                Request { sampling, stop_ids: vec![size as u32], min_new_tokens: 1, ..Request::default() };
-            let id =
-                Sampler::new(&request, 0, penalised(&request)).draw(&row, &mut Scratch::new(size)).unwrap();
+        for draw in [Draw::default(), hot(1.0), Draw { top_k: 2, ..hot(1.0) }] {
+            let (draws, before) = Lists { banned: vec![size as u32], ..Lists::default() }.draws(draw, size);
+            let id = drawn_with(&draws, &row, &before).unwrap();
             assert!((id as usize) < size, "{id} of {size}");
         }
     }

@@ -27,7 +27,7 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn grant(&mut self, budget: &mut Budget, sequence: &mut Sequence) -> usize {
-        let depth = sequence.computed().max(1);
+        let depth = sequence.launched().max(1);
         let shallow = if sequence.takes_units() { usize::MAX } else { self.pairs / depth };
         let tokens = budget.grant(sequence, self.tokens.min(shallow));
         self.tokens -= tokens;

@@ -1,15 +1,15 @@
 //! The step loop: the one thread that owns model, pool and buffers.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
 use kv_cache::{BlockId, BlockPool};
-use sampler::Scratch;
 
 use crate::counters::Counters;
+use crate::flight::Flight;
 use crate::handle::{Inbox, Message};
-use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+use crate::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
 use crate::scheduler::Scheduler;
 use crate::sync::atomic::Ordering::Relaxed;
 use crate::sync::mpsc::TryRecvError;
@@ -23,8 +23,11 @@ pub struct Engine<R> {
     runner: R,
     limits: Arc<Limits>,
     batch: Batch,
-    logits: Logits,
-    scratch: Scratch,
+    /// Launched and not collected, the oldest first.
+    flights: VecDeque<Flight>,
+    /// Its memory serves again.
+    landed: Vec<Flight>,
+    outcome: Outcome,
     counters: Arc<Counters>,
 }
 
@@ -39,9 +42,10 @@ impl<R: ModelRunner> Engine<R> {
             scheduler: Scheduler::new(policy),
             pool: BlockPool::new(limits.n_blocks, limits.block_len, inbox.options.prefix_cache),
             runner,
-            batch: Batch::with_capacity(&limits),
-            logits: Logits::with_capacity(limits.step_outputs, limits.vocab_size),
-            scratch: Scratch::new(inbox.options.sampled_vocab.min(limits.vocab_size)),
+            batch: Batch::with_capacity(&limits, inbox.options.sampled_vocab.min(limits.vocab_size)),
+            flights: VecDeque::new(),
+            landed: Vec::new(),
+            outcome: Outcome::default(),
             limits,
             counters,
             inbox,
@@ -58,7 +62,7 @@ impl<R: ModelRunner> Engine<R> {
 
     /// Takes what has arrived, waiting only when nothing runs; false when the engine shall end.
     pub fn receive(&mut self) -> bool {
-        if self.scheduler.is_idle() {
+        if self.scheduler.is_idle() && self.flights.is_empty() {
             assert_eq!(self.pool.stats().used, 0, "blocks are held, and nobody is there to hold them");
             if cfg!(debug_assertions) {
                 self.check_pool(); // takes milliseconds where the pool is large
@@ -78,21 +82,18 @@ impl<R: ModelRunner> Engine<R> {
         }
     }
 
-    /// One forward pass for whoever is here, and what follows from it.
+    /// Launches a forward pass for whoever is here, and commits one: the same, or the one before where the runner works on
+    /// a step while the next is planned.
     pub fn step(&mut self, now: Instant) {
         self.counters.in_step.store(true, Relaxed);
         self.retire(now);
-        self.scheduler.plan(&self.pool, &self.limits, &self.counters);
+        let under_way = !self.flights.is_empty();
+        self.scheduler.plan(&self.pool, &self.limits, &self.counters, under_way);
         self.publish(); // a step may take long
-        self.scheduler.fill(&mut self.batch);
-        if self.batch.n_tokens() > 0 {
-            match self.forward() {
-                Ok(()) => {
-                    let Self { logits, scratch, limits, counters, .. } = self;
-                    self.scheduler.commit(logits, scratch, limits, counters);
-                }
-                Err(fault) => self.scheduler.fail(&fault),
-            }
+        let launched = self.launch();
+        let ahead = if launched { self.runner.steps_ahead() } else { self.flights.len().saturating_sub(1) };
+        while self.flights.len() > ahead || self.flights.back().is_some_and(|flight| flight.reads) {
+            self.collect();
         }
         self.retire(now);
         self.counters.in_step.store(false, Relaxed);
@@ -114,16 +115,51 @@ impl<R: ModelRunner> Engine<R> {
         }
     }
 
-    fn forward(&mut self) -> Result<(), Fault> {
+    /// False if there was nothing to launch.
+    fn launch(&mut self) -> bool {
+        let mut flight = self.landed.pop().unwrap_or_default();
+        self.scheduler.fill(&mut self.batch, &mut flight, &self.limits);
+        if self.batch.n_tokens() == 0 {
+            self.landed.push(flight);
+            return false;
+        }
         self.counters.count_step(self.batch.n_tokens());
-        let result = self.runner.forward(&self.batch, &mut self.logits).and_then(|()| {
-            let (got, wanted) = (self.logits.values.len(), self.batch.outputs.len() * self.limits.vocab_size);
-            let fits = got == wanted && self.logits.vocab_size == self.limits.vocab_size;
-            fits.then_some(())
-                .ok_or_else(|| Fault(format!("the model returned {got} logits, {wanted} were asked for")))
-        });
-        self.counters.steps_failed.fetch_add(u64::from(result.is_err()), Relaxed);
-        result
+        match self.runner.launch(&self.batch) {
+            Ok(()) => self.flights.push_back(flight),
+            Err(fault) => {
+                while !self.flights.is_empty() {
+                    self.collect();
+                }
+                self.fail(flight, &fault);
+            }
+        }
+        true
+    }
+
+    /// The oldest step under way.
+    fn collect(&mut self) {
+        let Some(flight) = self.flights.pop_front() else { return };
+        match self.runner.collect(&mut self.outcome) {
+            Ok(()) => {
+                let Self { outcome, limits, counters, .. } = self;
+                self.scheduler.commit(&flight, outcome, limits, counters);
+                self.landed.push(flight);
+            }
+            Err(fault) => {
+                // What was launched after it built on it.
+                while let Some(later) = self.flights.pop_front() {
+                    let _ = self.runner.collect(&mut self.outcome);
+                    self.landed.push(later);
+                }
+                self.fail(flight, &fault);
+            }
+        }
+    }
+
+    fn fail(&mut self, flight: Flight, fault: &Fault) {
+        self.counters.steps_failed.fetch_add(1, Relaxed);
+        self.scheduler.fail(&flight, fault);
+        self.landed.push(flight);
     }
 
     /// Lets go of choices that have ended or lost their client. Blocks first, then the gauges,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::reply::Reply;
-use sampler::{Draws, Logprobs, NoToken, Scratch, logprobs};
+use sampler::{Drawn, Draws, Logprobs, NoToken, logprobs};
 
 use crate::request::{End, Event, FinishReason, Request, Token};
 use crate::sampling::Sampler;
@@ -29,12 +29,23 @@ impl Head {
         self.end.is_some() || self.reply.is_closed()
     }
 
-    /// Draws a token and tells the client; `None` where nothing could be drawn, which ends this head.
-    /// `last`: there is room for no more.
-    pub(crate) fn draw(&mut self, row: &[f32], scratch: &mut Scratch, last: bool) -> Option<u32> {
-        match self.token(row, scratch) {
+    /// Wants to see the logits that it draws from.
+    pub(crate) fn reads(&self) -> bool {
+        self.logprobs.is_some()
+    }
+
+    /// Asks for its next token. See [`Sampler::push`].
+    pub(crate) fn push_draw(&self, draws: &mut Draws, output: u32, after: Option<u32>) {
+        self.sampler.push(draws, output, after);
+    }
+
+    /// Takes what was drawn and tells the client; `None` where nothing could be drawn, which ends this head. `row`: the
+    /// logits, if it [reads](Self::reads) them. `last`: there is room for no more.
+    pub(crate) fn take(&mut self, drawn: Drawn, row: Option<&[f32]>, last: bool) -> Option<u32> {
+        match self.token(drawn, row) {
             Ok(token) => {
                 let id = token.id;
+                self.sampler.note(id);
                 self.reply.send(Event::Tokens(vec![token]));
                 self.end = match (self.sampler.is_stop(id), last) {
                     (true, _) => Some(End::Finished(FinishReason::Stop)),
@@ -50,14 +61,10 @@ impl Head {
         }
     }
 
-    fn token(&mut self, row: &[f32], scratch: &mut Scratch) -> Result<Token, NoToken> {
-        let mut draws = Draws::default();
-        self.sampler.push(&mut draws, 0, None);
-        let mut ids = Vec::new();
-        sampler::draw_all(&draws, row, row.len(), &[], scratch, &mut ids);
-        let id = ids[0]?;
-        self.sampler.note(id);
-        let logprobs: Option<Logprobs> = self.logprobs.map(|n| logprobs(row, id, n)).transpose()?;
+    fn token(&self, drawn: Drawn, row: Option<&[f32]>) -> Result<Token, NoToken> {
+        let id = drawn?;
+        let logprobs: Option<Logprobs> =
+            self.logprobs.zip(row).map(|(n, row)| logprobs(row, id, n)).transpose()?;
         Ok(Token { id, logprobs })
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! [`start`] puts a [`runner::ModelRunner`] on a thread of its own. An [`EngineHandle`] submits a
 //! [`request::Request`] without waiting and gets [`Events`]; dropping them cancels the request.
-//! The loop that does the work is [`Engine::step`]: retire, plan, forward, commit.
+//! The loop that does the work is [`Engine::step`]: retire, plan, launch, collect, commit.
 //!
 //! Absent on purpose: text, JSON, an async runtime, a clock, and the model itself.
 mod budget;
 mod counters;
 mod engine;
+mod flight;
 mod handle;
 mod head;
 mod policy;

@@ -1,6 +1,8 @@
-//! What the engine asks of a model: one forward pass over a packed batch.
+//! What the engine asks of a model: one forward pass over a packed batch, and a token for each row that is to go on.
 //!
-//! This module is all that a model crate sees of the engine.
+//! This module, and what it says of draws ([`sampler`]), is all that a model crate sees of the engine.
+
+pub use sampler::{DRAWN, Drawn, Draws};
 
 /// Sizes that a runner is built for. They never change while it lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,12 +65,12 @@ impl Limits {
 /// One step's work: rows are sequences, each with one or many new tokens.
 ///
 /// Plain vectors whose capacity is fixed at start, laid out as a device takes them.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Batch {
     /// `(from, to)` block ids: before anything else, in this order, the rows of `from` are copied to `to`
     /// in every layer. Only `to` is new to its owner; others may read `from`, or append to it in this step.
     pub copies: Vec<(u32, u32)>,
-    /// `[n_tokens]`
+    /// `[n_tokens]` a token's id; or [`DRAWN`] and the number of a draw of the step before, whose token it is
     pub tokens: Vec<u32>,
     /// `[n_tokens]` position of each token in its sequence, from 0
     pub positions: Vec<u32>,
@@ -86,13 +88,19 @@ pub struct Batch {
     pub table_width: usize,
     /// `[n_outputs]` indices into `tokens`, rising: the tokens whose logits are wanted
     pub outputs: Vec<u32>,
+    /// Indices into `outputs`, rising: whose logits [`Outcome::logits`] shall hold
+    pub reads: Vec<u32>,
+    /// What is drawn from the outputs' logits. At most `step_rows`.
+    pub draws: Draws,
 }
 
 impl Batch {
     /// An empty batch that never grows its memory while steps stay within `limits`.
-    pub fn with_capacity(limits: &Limits) -> Self {
+    pub fn with_capacity(limits: &Limits, sampled_vocab: usize) -> Self {
         let table_width = limits.table_width();
         Self {
+            reads: Vec::with_capacity(limits.step_outputs),
+            draws: Draws { sampled_vocab, draws: Vec::with_capacity(limits.step_rows), ..Draws::default() },
             copies: Vec::with_capacity(limits.step_rows),
             tokens: Vec::with_capacity(limits.step_tokens),
             positions: Vec::with_capacity(limits.step_tokens),
@@ -125,24 +133,18 @@ impl Batch {
         self.kv_len.clear();
         self.tables.clear();
         self.outputs.clear();
+        self.reads.clear();
+        self.draws.clear();
     }
 }
 
-/// Logits of a step, `[n_outputs, vocab_size]`, in the order of [`Batch::outputs`].
-#[derive(Debug, Clone, Default)]
-pub struct Logits {
-    pub values: Vec<f32>,
-    pub vocab_size: usize,
-}
-
-impl Logits {
-    pub fn with_capacity(outputs: usize, vocab_size: usize) -> Self {
-        Self { values: Vec::with_capacity(outputs * vocab_size), vocab_size }
-    }
-
-    pub fn row(&self, output: usize) -> &[f32] {
-        &self.values[output * self.vocab_size..][..self.vocab_size]
-    }
+/// What came of a step.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outcome {
+    /// One a draw of [`Batch::draws`].
+    pub drawn: Vec<Drawn>,
+    /// `[n_reads, vocab_size]`, in the order of [`Batch::reads`]
+    pub logits: Vec<f32>,
 }
 
 /// A step that failed; the requests in it end with this text, the engine goes on.
@@ -150,13 +152,24 @@ impl Logits {
 #[error("{0}")]
 pub struct Fault(pub String);
 
-/// A loaded model. The engine's thread owns it and calls `forward` once a step.
+/// A loaded model. The engine's thread owns it.
 pub trait ModelRunner: Send {
     fn limits(&self) -> Limits;
 
-    /// Computes one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its
-    /// slot, attends over the row's blocks and leaves the wanted logits in `logits` (resized to `outputs * vocab_size`).
-    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault>;
+    /// Steps that may be launched beside the one that is collected next: 0 where a step runs while it is launched, 1 where
+    /// a device works on one while the host thinks about the next.
+    fn steps_ahead(&self) -> usize {
+        0
+    }
+
+    /// Begins one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its slot, attends over
+    /// the row's blocks, and draws. Steps run in the order in which they are launched. One with [`Batch::reads`] is
+    /// collected before the next is launched.
+    fn launch(&mut self, batch: &Batch) -> Result<(), Fault>;
+
+    /// Waits for the oldest step that was launched and not collected. One that fails is over, and so is what the
+    /// tokens of steps launched after it were to come from; they are collected all the same.
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault>;
 }
 
 impl<R: ModelRunner + ?Sized> ModelRunner for Box<R> {
@@ -164,7 +177,15 @@ impl<R: ModelRunner + ?Sized> ModelRunner for Box<R> {
         (**self).limits()
     }
 
-    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
-        (**self).forward(batch, logits)
+    fn steps_ahead(&self) -> usize {
+        (**self).steps_ahead()
+    }
+
+    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+        (**self).launch(batch)
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        (**self).collect(outcome)
     }
 }

@@ -21,15 +21,15 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use kv_cache::BlockPool;
-use sampler::Scratch;
 
 use crate::budget::{Budget, Share};
 use crate::counters::Counters;
+use crate::flight::Flight;
 use crate::handle::Arrival;
 use crate::policy::Policy;
 use crate::reply::Reply;
 use crate::request::End;
-use crate::runner::{Batch, Fault, Limits, Logits};
+use crate::runner::{Batch, Fault, Limits, Outcome};
 use crate::sequence::{Rank, Sequence};
 use crate::sync::atomic::Ordering::Relaxed;
 
@@ -45,6 +45,15 @@ pub(crate) struct Scheduler {
     blocked: bool,
     /// Steps in a row in which the shortest prompt was read first.
     by_length: usize,
+}
+
+/// Who got a token in [`Scheduler::go_on`].
+enum GoOn {
+    All,
+    /// Some had to give way.
+    Some,
+    /// Some will have to give way, once no step is under way.
+    Later,
 }
 
 /// Waiting sequences that are looked up in the cache before one is admitted.
@@ -86,37 +95,50 @@ impl Scheduler {
         self.next_number += 1;
     }
 
-    pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
+    /// `under_way`: a step is, whose outcome is not known yet. What would have to wait for it waits, and nothing is
+    /// granted.
+    pub(crate) fn plan(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters, under_way: bool) {
         let mut budget = Budget { tokens: limits.step_tokens, outputs: limits.step_outputs };
         self.running.iter_mut().for_each(|sequence| sequence.granted = 0);
         if let Some(suspect) = self.running.iter_mut().find(|s| s.suspect) {
-            budget.grant(suspect, usize::MAX);
+            if !under_way {
+                budget.grant(suspect, usize::MAX);
+            }
             return;
         }
-        self.blocked = !self.go_on(&mut budget, counters);
-        if !self.blocked {
-            self.admit(pool, limits, counters);
+        match self.go_on(&mut budget, counters, under_way) {
+            GoOn::All => {
+                self.blocked = false;
+                self.admit(pool, limits, counters);
+            }
+            GoOn::Some => self.blocked = true,
+            GoOn::Later => {
+                self.running.iter_mut().for_each(|sequence| sequence.granted = 0);
+                return;
+            }
         }
         self.read_prompts(&mut budget, limits);
     }
 
-    /// One token each, the last in rank giving way; false if one had to.
-    fn go_on(&mut self, budget: &mut Budget, counters: &Counters) -> bool {
-        let (mut index, mut all_went_on) = (0, true);
+    /// One token each, the last in rank giving way.
+    fn go_on(&mut self, budget: &mut Budget, counters: &Counters, under_way: bool) -> GoOn {
+        let (mut index, mut went) = (0, GoOn::All);
         while let Some(sequence) = self.running.get_mut(index) {
-            if sequence.takes_units() {
-                index += 1; // a single token is of no use to it
+            if sequence.takes_units() || sequence.remaining() == 0 {
+                index += 1; // a single token is of no use to it, or what it draws just now comes first
             } else if sequence.reserve(1).is_ok() {
                 budget.grant(sequence, 1);
                 index += 1;
+            } else if under_way {
+                return GoOn::Later;
             } else if let Some(mut last) = self.running.pop() {
                 last.preempt();
                 counters.preempted.fetch_add(1, Relaxed);
-                all_went_on = false;
+                went = GoOn::Some;
                 self.wait(last);
             }
         }
-        all_went_on
+        went
     }
 
     fn admit(&mut self, pool: &BlockPool, limits: &Limits, counters: &Counters) {
@@ -182,7 +204,7 @@ impl Scheduler {
 
     /// The shortest first; once in a while whoever was passed over longest.
     fn read_prompts(&mut self, budget: &mut Budget, limits: &Limits) {
-        let answers = self.running.iter().any(|s| s.granted == s.remaining());
+        let answers = self.running.iter().any(|s| s.granted > 0 && s.granted == s.remaining());
         let mut share = Share { tokens: budget.tokens, pairs: usize::MAX };
         if answers {
             let unit = if limits.prefill_unit == usize::MAX { 0 } else { limits.prefill_unit };
@@ -215,31 +237,39 @@ impl Scheduler {
         self.running.insert(at, sequence);
     }
 
-    pub(crate) fn fill(&self, batch: &mut Batch) {
+    /// Writes what was granted as a batch, and whom to tell what comes of it as a flight. Heads draw in advance as far as
+    /// there are places for them.
+    pub(crate) fn fill(&mut self, batch: &mut Batch, flight: &mut Flight, limits: &Limits) {
         batch.clear();
+        flight.clear();
         batch.row_start.push(0);
-        for sequence in self.running.iter().filter(|s| s.granted > 0) {
-            sequence.push_row(batch);
+        let mut open = limits.places() - self.running.len();
+        for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
+            let n_draws = sequence.launch(batch, flight, 1 + open);
+            open -= n_draws.saturating_sub(1);
         }
     }
 
-    /// Takes the step's logits: each sequence moves on, draws, tells its clients, perhaps splits or ends.
+    fn running_mut(&mut self, rank: Rank) -> Option<&mut Sequence> {
+        let at = self.running.binary_search_by_key(&rank, |sequence| sequence.rank).ok()?;
+        Some(&mut self.running[at])
+    }
+
+    /// A step is over: each sequence moves on, takes what it drew, tells its clients, perhaps splits or ends.
     pub(crate) fn commit(
         &mut self,
-        logits: &Logits,
-        scratch: &mut Scratch,
+        flight: &Flight,
+        outcome: &Outcome,
         limits: &Limits,
         counters: &Counters,
     ) {
-        let mut first = 0; // row of `logits` where the sequence's outputs begin
         let open = limits.places() - self.running.len();
         let mut forks = Vec::new();
-        for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
-            let n_outputs = sequence.granted_outputs();
-            let rows = (first..first + n_outputs).map(|output| logits.row(output));
-            first += n_outputs;
+        for landed in flight.landed(outcome, limits.vocab_size) {
             let places = open.saturating_sub(forks.len());
-            counters.count_progress(&sequence.commit(rows, scratch, &mut forks, places));
+            let sequence = self.running_mut(landed.row.rank).filter(|sequence| !sequence.has_ended());
+            let Some(sequence) = sequence else { continue };
+            counters.count_progress(&sequence.commit(&landed, &mut forks, places));
         }
         for mut fork in forks {
             if fork.table().is_some() && self.running.len() < limits.places() {
@@ -251,12 +281,16 @@ impl Scheduler {
         }
     }
 
-    /// The step failed. Whoever was in it alone ends; of several, each is tried again alone.
-    pub(crate) fn fail(&mut self, fault: &Fault) {
-        let together = self.running.iter().filter(|s| s.granted > 0).count();
-        tracing::error!(%fault, sequences = together, "a step failed");
-        for sequence in self.running.iter_mut().filter(|s| s.granted > 0) {
-            if together > 1 {
+    /// A step failed, and none is under way any more. Whoever was in it alone ends; of several, each is tried again alone.
+    pub(crate) fn fail(&mut self, flight: &Flight, fault: &Fault) {
+        self.running.iter_mut().for_each(Sequence::ground);
+        let ranks = flight.rows.iter().map(|row| row.rank);
+        let ranks: Vec<Rank> =
+            ranks.filter(|&rank| self.running_mut(rank).is_some_and(|s| !s.has_ended())).collect();
+        tracing::error!(%fault, sequences = ranks.len(), "a step failed");
+        for &rank in &ranks {
+            let Some(sequence) = self.running_mut(rank) else { continue };
+            if ranks.len() > 1 {
                 sequence.suspect = true;
             } else {
                 sequence.fail(&End::Failed(fault.to_string()));

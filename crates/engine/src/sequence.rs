@@ -6,8 +6,9 @@
 use std::time::Instant;
 
 use kv_cache::{BlockPool, BlockTable, Chain, PoolFull};
-use sampler::{NoToken, Scratch, logprobs};
+use sampler::{DRAWN, NoToken, logprobs};
 
+use crate::flight::{Flight, FlightRow, Landed};
 use crate::handle::Arrival;
 use crate::head::Head;
 use crate::queue::Place;
@@ -46,6 +47,12 @@ pub(crate) struct Sequence {
     /// Tokens whose latent rows are in the cache, and the most that ever were.
     computed: usize,
     computed_max: usize,
+    /// Tokens beyond `computed` that steps under way compute.
+    flying: usize,
+    /// Tokens beyond `tokens` that steps under way draw, where there is one head; and the number of the last of these
+    /// draws in its step. Before a step is planned, at most one is under way.
+    pending: usize,
+    last_draw: u32,
     /// Names of its full blocks.
     chain: Chain,
     /// While it runs.
@@ -56,6 +63,15 @@ pub(crate) struct Sequence {
     /// Prompt positions whose scores were told.
     scored: usize,
     deadline: Option<Instant>,
+}
+
+/// What logits are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Want {
+    /// To score the next token of the prompt.
+    Score,
+    /// To draw the next one of the answer.
+    Draw,
 }
 
 /// What one step did for a sequence, in tokens.
@@ -83,6 +99,9 @@ impl Sequence {
             len_max,
             computed: 0,
             computed_max: 0,
+            flying: 0,
+            pending: 0,
+            last_draw: 0,
             chain,
             table: None,
             place: Some(place),
@@ -92,13 +111,26 @@ impl Sequence {
         }
     }
 
-    /// Tokens that are known and not computed: at least one.
+    /// Tokens that can be computed and are not, nor are on their way.
     pub(crate) fn remaining(&self) -> usize {
-        self.tokens.len() - self.computed
+        self.len() - self.launched()
     }
 
-    pub(crate) fn computed(&self) -> usize {
-        self.computed
+    /// Tokens that are computed, or will be before any further step runs.
+    pub(crate) fn launched(&self) -> usize {
+        self.computed + self.flying
+    }
+
+    /// Tokens that are there to be computed, or will be drawn before any further step runs. The answer's last
+    /// never is.
+    fn len(&self) -> usize {
+        let len = self.tokens.len() + self.pending;
+        len - usize::from(self.pending > 0 && len == self.len_max)
+    }
+
+    /// Nothing can come of it any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.heads.iter().all(|head| head.end.is_some())
     }
 
     pub(crate) fn table(&self) -> Option<&BlockTable> {
@@ -196,45 +228,51 @@ impl Sequence {
         Some((cached_tokens, copied))
     }
 
-    /// Gives up its blocks, to be admitted again.
+    /// Gives up its blocks, to be admitted again. No step with it is under way.
     pub(crate) fn preempt(&mut self) {
+        assert_eq!((self.flying, self.pending), (0, 0), "a step under way writes to its blocks");
         (self.table, self.computed, self.granted) = (None, 0, 0);
     }
 
-    /// Room for `tokens` more than are computed.
+    /// No step is under way any more, and nothing came of those with it that were.
+    pub(crate) fn ground(&mut self) {
+        (self.flying, self.pending) = (0, 0);
+    }
+
+    /// Room for `tokens` more than are launched.
     pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), PoolFull> {
-        let len = self.computed + tokens;
+        let len = self.launched() + tokens;
         self.table.as_mut().map_or(Ok(()), |table| table.reserve(len))
     }
 
-    /// Are the logits after the token at `position` wanted? To score the next prompt token, or to
-    /// draw the next one of the answer.
-    fn wants_output(&self, position: usize) -> bool {
+    /// Why the logits after the token at `position` are wanted, if they are.
+    fn wants_output(&self, position: usize) -> Option<Want> {
         let next = position + 1;
         if next < self.prompt_len {
-            self.prompt_logprobs.is_some() && position >= self.scored
+            (self.prompt_logprobs.is_some() && position >= self.scored).then_some(Want::Score)
         } else {
-            next == self.tokens.len() && next < self.len_max
+            (next == self.tokens.len() + self.pending && next < self.len_max).then_some(Want::Draw)
         }
     }
 
     /// Its next tokens belong to a unit, which is computed as one as far as it is not cached: a single token
     /// is of no use to it. See [`crate::runner::Limits::prefill_unit`].
     pub(crate) fn takes_units(&self) -> bool {
-        self.chain.units().hold(self.computed)
+        self.chain.units().hold(self.launched())
     }
 
     /// Tokens beyond those granted already that the budgets allow, and the outputs they take: to the end of
     /// a unit, and more whole units; else single tokens, up to the next unit.
     pub(crate) fn affordable(&self, tokens_max: usize, outputs_max: usize) -> (usize, usize) {
-        let (units, first) = (self.chain.units(), self.computed + self.granted);
-        let alike = (self.tokens.len() - first).min(units.alike_from(first));
+        let (units, first) = (self.chain.units(), self.launched() + self.granted);
+        let alike = (self.len() - first).min(units.alike_from(first));
         let alike = if self.takes_units() == units.hold(first) { alike } else { 0 };
         let (mut tokens, mut outputs) = (0, 0);
         while tokens < alike {
             let position = first + tokens;
             let piece = if self.takes_units() { units.left(position) } else { 1 };
-            let wanted = (position..position + piece).filter(|&position| self.wants_output(position)).count();
+            let wants = |&position: &usize| self.wants_output(position).is_some();
+            let wanted = (position..position + piece).filter(wants).count();
             if tokens + piece > tokens_max || outputs + wanted > outputs_max {
                 break;
             }
@@ -244,20 +282,30 @@ impl Sequence {
         (tokens, outputs)
     }
 
-    pub(crate) fn granted_outputs(&self) -> usize {
-        (self.computed..self.computed + self.granted).filter(|&position| self.wants_output(position)).count()
-    }
-
-    /// Writes the granted tokens as the batch's next row.
-    pub(crate) fn push_row(&self, batch: &mut Batch) {
-        let Some(table) = &self.table else { return };
-        let kv_len = self.computed + self.granted;
-        batch.copies.extend(table.copy());
-        for position in self.computed..kv_len {
-            if self.wants_output(position) {
-                batch.outputs.push(batch.tokens.len() as u32);
+    /// Writes the granted tokens as the batch's next row and the flight's. At most `draws_max` heads draw, at least one.
+    /// Returns how many do.
+    pub(crate) fn launch(&mut self, batch: &mut Batch, flight: &mut Flight, draws_max: usize) -> usize {
+        let Some(table) = &self.table else { return 0 };
+        let (first, kv_len) = (self.launched(), self.launched() + self.granted);
+        let (reads, draws) = (batch.reads.len(), batch.draws.len());
+        let after = (self.pending > 0).then_some(self.last_draw);
+        if self.flying == 0 {
+            batch.copies.extend(table.copy());
+        }
+        for position in first..kv_len {
+            let output = batch.outputs.len() as u32;
+            let want = self.wants_output(position);
+            let mut read = want == Some(Want::Score);
+            if want == Some(Want::Draw) {
+                for head in self.heads.iter().take(draws_max.max(1)) {
+                    head.push_draw(&mut batch.draws, output, after);
+                    flight.choices.push(head.choice);
+                    read |= head.reads();
+                }
             }
-            batch.tokens.push(self.tokens[position]);
+            batch.reads.extend(read.then_some(output));
+            batch.outputs.extend(want.map(|_| batch.tokens.len() as u32));
+            batch.tokens.push(self.tokens.get(position).copied().unwrap_or(DRAWN | self.last_draw));
             batch.positions.push(position as u32);
             batch.slots.push(table.slot(position));
         }
@@ -266,23 +314,31 @@ impl Sequence {
         batch.kv_len.push(kv_len as u32);
         batch.tables.extend_from_slice(table.ids());
         batch.tables.resize(batch.kv_len.len() * batch.table_width, 0);
+
+        let draws = draws..batch.draws.len();
+        let pending = self.heads.len() == 1 && !draws.is_empty();
+        if pending {
+            self.last_draw = draws.start as u32;
+            self.pending += 1;
+        }
+        let n_draws = draws.len();
+        let reads = reads..batch.reads.len();
+        flight.reads |= !reads.is_empty();
+        flight.rows.push(FlightRow { rank: self.rank, granted: self.granted, reads, draws, pending });
+        self.flying += std::mem::take(&mut self.granted);
+        n_draws
     }
 
-    /// The granted tokens are computed; `rows` are the logits they asked for, in order. Sequences that
-    /// split off go to `forks`; so many may run.
-    pub(crate) fn commit<'a>(
-        &mut self,
-        rows: impl Iterator<Item = &'a [f32]>,
-        scratch: &mut Scratch,
-        forks: &mut Vec<Self>,
-        places: usize,
-    ) -> Progress {
+    /// A step with it is over. Sequences that split off go to `forks`; so many may run.
+    pub(crate) fn commit(&mut self, landed: &Landed<'_>, forks: &mut Vec<Self>, places: usize) -> Progress {
         let from = self.computed;
-        self.computed += self.granted;
+        self.computed += landed.row.granted;
+        self.flying -= landed.row.granted;
+        self.pending -= usize::from(landed.row.pending);
         self.suspect = false;
-        let mut rows = rows.peekable();
         // Rows of the cache that are no numbers make all logits NaN, for whoever would find them.
-        let sound = rows.peek().is_none_or(|row| !row[0].is_nan());
+        let sound = landed.logits().next().is_none_or(|row| !row[0].is_nan())
+            && !landed.all_drawn().contains(&Err(NoToken::NotFinite));
         if let Some(table) = &mut self.table {
             table.copied();
             if sound {
@@ -292,11 +348,13 @@ impl Sequence {
         let fresh = from.max(self.computed_max).min(self.computed);
         self.computed_max = self.computed_max.max(self.computed);
         let mut generated_tokens = 0;
-        match self.read_scores(from, rows) {
-            Ok(Some(row)) => generated_tokens = self.draw(row, scratch, forks, places),
+        match self.read_scores(from, landed) {
+            Ok(row) if !landed.all_drawn().is_empty() => {
+                generated_tokens = self.draw(landed, row, forks, places);
+            }
             // Only scored: nothing was to be drawn.
-            Ok(None) if self.computed == self.len_max => self.fail(&End::Finished(FinishReason::Length)),
-            Ok(None) => {}
+            Ok(_) if self.computed == self.len_max => self.fail(&End::Finished(FinishReason::Length)),
+            Ok(_) => {}
             Err(reason) => self.fail(&End::Failed(reason.to_string())),
         }
         Progress {
@@ -306,41 +364,43 @@ impl Sequence {
         }
     }
 
-    /// Tells the scores among the logits; returns the row to draw from.
-    fn read_scores<'a>(
-        &mut self,
-        from: usize,
-        mut rows: impl Iterator<Item = &'a [f32]>,
-    ) -> Result<Option<&'a [f32]>, NoToken> {
+    /// Tells the scores among the logits; returns the row that was drawn from, if it is there.
+    fn read_scores<'a>(&mut self, from: usize, landed: &Landed<'a>) -> Result<Option<&'a [f32]>, NoToken> {
         let mut scores = Vec::new();
-        let mut draw_from = None;
-        for position in (from..self.computed).filter(|&position| self.wants_output(position)) {
-            let row = rows.next().expect("a row of logits for each output");
-            if position + 1 < self.prompt_len {
-                scores.push(logprobs(row, self.tokens[position + 1], self.prompt_logprobs.unwrap_or(0))?);
-            } else {
-                draw_from = Some(row);
-            }
+        let mut rows = landed.logits();
+        for position in (from..self.computed).filter(|&at| self.wants_output(at) == Some(Want::Score)) {
+            let row = rows.next().expect("a row of logits for each score");
+            scores.push(logprobs(row, self.tokens[position + 1], self.prompt_logprobs.unwrap_or(0))?);
         }
         if !scores.is_empty() {
             self.scored += scores.len();
             self.heads.iter().for_each(|head| head.reply.send(Event::Prompt(scores.clone())));
         }
-        Ok(draw_from)
+        Ok(rows.next())
     }
 
-    /// Each head draws its next token. The first that goes on stays here, with those that have ended; each
+    /// Each head takes its next token. The first that goes on stays here, with those that have ended; each
     /// other gets a sequence of its own, which shares the prompt's blocks. Heads for whom there is no place
-    /// draw nothing and stay together: they come back to the prompt later. Returns how many tokens were drawn.
-    fn draw(&mut self, row: &[f32], scratch: &mut Scratch, forks: &mut Vec<Self>, places: usize) -> usize {
+    /// take nothing and stay together: they come back to the prompt later. Returns how many tokens were taken.
+    fn draw(
+        &mut self,
+        landed: &Landed<'_>,
+        row: Option<&[f32]>,
+        forks: &mut Vec<Self>,
+        places: usize,
+    ) -> usize {
         let last = self.tokens.len() + 1 == self.len_max;
         let (mut own, mut n_drawn, mut n_forks) = (None, 0, 0);
-        let mut heads = std::mem::take(&mut self.heads).into_iter();
-        while own.is_none() || n_forks < places {
-            let Some(mut head) = heads.next() else { break };
-            let drawn = head.draw(row, scratch, last);
-            n_drawn += drawn.iter().len();
-            match drawn.filter(|_| head.end.is_none()) {
+        let mut rest = Vec::new();
+        for mut head in std::mem::take(&mut self.heads) {
+            let placed = own.is_none() || n_forks < places;
+            let Some(drawn) = landed.drawn(head.choice).filter(|_| placed && rest.is_empty()) else {
+                rest.push(head);
+                continue;
+            };
+            let taken = head.take(drawn, row, last);
+            n_drawn += taken.iter().len();
+            match taken.filter(|_| head.end.is_none()) {
                 Some(id) if own.is_some() => {
                     forks.push(self.fork(vec![head], Some(id)));
                     n_forks += 1;
@@ -351,7 +411,6 @@ impl Sequence {
                 }
             }
         }
-        let rest: Vec<Head> = heads.collect();
         if !rest.is_empty() {
             forks.push(self.fork(rest, None));
         }
@@ -375,6 +434,9 @@ impl Sequence {
             len_max: self.len_max,
             computed: len,
             computed_max: len,
+            flying: 0,
+            pending: 0,
+            last_draw: 0,
             chain: self.chain.clone(),
             table: self.table.as_ref().filter(|_| drawn.is_some()).and_then(|table| table.fork(len).ok()),
             place: None,

@@ -7,13 +7,15 @@
 //! so does a row that was computed in units where another was not; a batch that breaks the contract
 //! of [`Batch`] is a panic that says how.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::reply::{self, Events, Reply};
 use crate::request::{Event, Request};
-use crate::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+use sampler::{Scratch, draw_all};
+
+use crate::runner::{Batch, DRAWN, Drawn, Fault, Limits, ModelRunner, Outcome};
 
 /// Small sizes to start from: 96 tokens, context 252, 63 blocks of 4, 16 tokens and 8 rows a step.
 pub fn limits() -> Limits {
@@ -97,9 +99,9 @@ pub struct Row {
 /// What befalls a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trouble {
-    /// `forward` returns a [`Fault`].
+    /// The step returns a [`Fault`].
     Fault,
-    /// `forward` panics.
+    /// The step panics.
     Panic,
 }
 
@@ -122,6 +124,12 @@ pub struct FakeRunner {
     /// `[n_blocks * block_len]`
     arena: Vec<Option<Latent>>,
     n_steps: usize,
+    /// What came of steps that were not collected.
+    outcomes: VecDeque<Result<Outcome, Fault>>,
+    steps_ahead: usize,
+    /// By the step launched last.
+    drawn: Vec<Drawn>,
+    scratch: Scratch,
     plot: Plot,
     delay: Duration,
     edit: Edit,
@@ -134,11 +142,21 @@ impl FakeRunner {
             arena: vec![None; limits.n_blocks * limits.block_len],
             limits,
             n_steps: 0,
+            outcomes: VecDeque::new(),
+            steps_ahead: 0,
+            drawn: Vec::new(),
+            scratch: Scratch::default(),
             plot: Box::new(|_, _| None),
             delay: Duration::ZERO,
             edit: Box::new(|_, _| ()),
             rows: None,
         }
+    }
+
+    /// What comes of a step is told only once the next is launched, as a device would that works on its own.
+    pub fn ahead(mut self) -> Self {
+        self.steps_ahead = 1;
+        self
     }
 
     /// Changes the logits after a sequence, given its tokens so far. To make the fake say
@@ -211,7 +229,7 @@ impl FakeRunner {
             let table = &batch.tables[r * batch.table_width..];
             let (_, mut state) = self.read(table, len - n_computed);
             for t in tokens {
-                let (position, token) = (batch.positions[t], batch.tokens[t]);
+                let (position, token) = (batch.positions[t], self.token(batch.tokens[t]));
                 let in_unit = batch.expanded[r];
                 state = digest(state, token, in_unit);
                 self.arena[batch.slots[t] as usize] = Some(Latent { position, token, in_unit, state });
@@ -220,24 +238,32 @@ impl FakeRunner {
         };
         (0..batch.n_rows()).map(write_row).collect()
     }
-}
 
-impl ModelRunner for FakeRunner {
-    fn limits(&self) -> Limits {
-        self.limits.clone()
+    /// What a word of [`Batch::tokens`] means. A draw that came to nothing is nobody's.
+    fn token(&self, word: u32) -> u32 {
+        if word & DRAWN == 0 { word } else { self.drawn[(word & !DRAWN) as usize].unwrap_or(0) }
     }
 
-    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+    /// A step that failed leaves anything where it was to write.
+    fn forget(&mut self, batch: &Batch) {
+        batch.slots.iter().for_each(|&slot| self.arena[slot as usize] = None);
+    }
+
+    fn run(&mut self, batch: &Batch) -> Result<Outcome, Fault> {
         let step = self.n_steps;
         self.n_steps += 1;
         std::thread::sleep(self.delay);
-        assert_contract(batch, &self.limits);
+        assert_contract(batch, &self.limits, self.drawn.len());
+        if self.outcomes.iter().any(Result::is_err) {
+            self.forget(batch);
+            return Err(Fault(format!("step {step} builds on one that failed")));
+        }
         self.copy_blocks(batch);
         let rows = self.write(batch);
         match (self.plot)(step, &rows) {
             Some(Trouble::Panic) => panic!("the fake model panics at step {step}, as told"),
             Some(Trouble::Fault) => {
-                batch.slots.iter().for_each(|&slot| self.arena[slot as usize] = None);
+                self.forget(batch);
                 return Err(Fault(format!("the fake model fails at step {step}, as told")));
             }
             None => {}
@@ -245,23 +271,60 @@ impl ModelRunner for FakeRunner {
         if let Some(listener) = &self.rows {
             let _ = listener.send(rows); // a listener may leave
         }
-        logits.vocab_size = self.limits.vocab_size;
-        logits.values.clear();
-        logits.values.resize(batch.outputs.len() * logits.vocab_size, f32::NAN);
-        for (&output, row) in batch.outputs.iter().zip(logits.values.chunks_exact_mut(logits.vocab_size)) {
+        let vocab_size = self.limits.vocab_size;
+        let mut logits = vec![f32::NAN; batch.outputs.len() * vocab_size];
+        for (&output, row) in batch.outputs.iter().zip(logits.chunks_exact_mut(vocab_size)) {
             let owner = batch.row_start.partition_point(|&start| start <= output) - 1;
             let len = batch.positions[output as usize] as usize + 1;
             let (tokens, state) = self.read(&batch.tables[owner * batch.table_width..], len);
             noise(state, row);
             (self.edit)(&tokens, row);
         }
+        let mut outcome = Outcome::default();
+        draw_all(&batch.draws, &logits, vocab_size, &self.drawn, &mut self.scratch, &mut outcome.drawn);
+        for &read in &batch.reads {
+            outcome.logits.extend_from_slice(&logits[read as usize * vocab_size..][..vocab_size]);
+        }
+        Ok(outcome)
+    }
+}
+
+impl ModelRunner for FakeRunner {
+    fn limits(&self) -> Limits {
+        self.limits.clone()
+    }
+
+    fn steps_ahead(&self) -> usize {
+        self.steps_ahead
+    }
+
+    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+        assert!(self.outcomes.len() <= self.steps_ahead, "{} steps under way", self.outcomes.len());
+        let outcome = self.run(batch);
+        self.drawn.clear();
+        match outcome {
+            Err(fault) if self.steps_ahead == 0 => return Err(fault),
+            Ok(outcome) => {
+                self.drawn.extend_from_slice(&outcome.drawn);
+                self.outcomes.push_back(Ok(outcome));
+            }
+            Err(fault) => {
+                self.drawn.resize(batch.draws.len(), Ok(0));
+                self.outcomes.push_back(Err(fault));
+            }
+        }
+        Ok(())
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        *outcome = self.outcomes.pop_front().expect("a step to collect")?;
         Ok(())
     }
 }
 
 /// # Panics
 /// If the batch is not what [`Batch`]'s fields promise.
-fn assert_contract(batch: &Batch, limits: &Limits) {
+fn assert_contract(batch: &Batch, limits: &Limits, n_drawn: usize) {
     let (n_tokens, n_rows) = (batch.n_tokens(), batch.n_rows());
     assert!((1..=limits.step_tokens).contains(&n_tokens), "{n_tokens} tokens in a step");
     assert!((1..=limits.step_rows).contains(&n_rows), "{n_rows} rows in a step");
@@ -272,7 +335,13 @@ fn assert_contract(batch: &Batch, limits: &Limits) {
     assert_eq!((batch.row_start.len(), batch.expanded.len()), (n_rows + 1, n_rows));
     assert!(limits.prefill_unit < usize::MAX || !batch.expanded.contains(&true), "there are no units");
     assert_eq!((batch.row_start[0], batch.row_start[n_rows] as usize), (0, n_tokens));
-    assert!(batch.tokens.iter().all(|&token| (token as usize) < limits.vocab_size));
+    let known = |&token: &u32| (token as usize) < limits.vocab_size;
+    let drawn = |&token: &u32| token & DRAWN != 0 && ((token & !DRAWN) as usize) < n_drawn;
+    assert!(batch.tokens.iter().all(|token| known(token) || drawn(token)), "{:?}", batch.tokens);
+    assert!(batch.reads.is_sorted_by(|a, b| a < b), "reads must rise: {:?}", batch.reads);
+    assert!(batch.reads.iter().all(|&read| (read as usize) < batch.outputs.len()));
+    assert!(batch.draws.len() <= limits.step_rows, "{} draws in a step", batch.draws.len());
+    batch.draws.check(batch.outputs.len(), limits.vocab_size, n_drawn).unwrap();
     assert!(batch.outputs.is_sorted_by(|a, b| a < b), "outputs must rise: {:?}", batch.outputs);
     assert!(batch.outputs.iter().all(|&output| (output as usize) < n_tokens));
     let lists = |r: usize| &batch.tables[r * batch.table_width..][..batch.table_width];

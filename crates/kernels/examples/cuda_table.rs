@@ -251,8 +251,7 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
     let [gate_up, down] = &w.experts;
     b.experts(Experts { gate_up, down, x: from, ids: &ids, weights: &chosen, top_k: TOP_K, out: &mut x })?;
     report(b, "experts", t);
-    let mut logits = vec![0.0; t * VOCAB];
-    b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &w.table, logits: &mut logits })?;
+    b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &w.table })?;
     report(b, "lm_head", t);
     Ok(())
 }

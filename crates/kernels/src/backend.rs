@@ -3,8 +3,8 @@
 //!
 //! A step is `begin_step`, `copy_blocks` if it copies any, `embed`, then for each layer the attention
 //! ops (`rms_norm`, `linear`, `latent_write`, `absorb_query`, `attend_latent`, `absorb_output`,
-//! `attend_expanded`) and either `gated_mlp` or `route` + `experts`, at last `lm_head`. Activations are
-//! f32 buffers `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
+//! `attend_expanded`) and either `gated_mlp` or `route` + `experts`, at last `lm_head` and `sample`, which ends it. What
+//! was drawn is `collect`ed, perhaps when the next step was launched already. Activations are f32 buffers `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
 //!
 //! Each op's doc ends with how a GPU runs it: the launch, whether it can sit in a captured graph,
 //! and the bytes that it must move (`e` = bytes an element of a weight, T = tokens of the step).
@@ -19,6 +19,7 @@ use crate::ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits};
+use sampler::{Drawn, Draws};
 
 /// Rotary embedding: the angle of pair `i` at position `p` is `p * inv_freq[i]`; cos and sin are
 /// multiplied by `scale` (YaRN's ratio of mscales, 1 without).
@@ -120,6 +121,8 @@ pub trait Backend: Sized + Send {
     type Arena: Send;
     /// Whether FP8 weights that are computed with in bf16 stay 8 bits in memory (but for transposed ones).
     const KEEPS_FP8: bool;
+    /// Steps that may be launched beside the one that is collected next.
+    const STEPS_AHEAD: usize;
 
     // Made at load.
 
@@ -171,4 +174,12 @@ pub trait Backend: Sized + Send {
     fn route(&mut self, op: Route<'_, Self>) -> Result<()>;
     fn experts(&mut self, op: Experts<'_, Self>) -> Result<()>;
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()>;
+    /// Draws tokens from the logits, and ends the step. Its ids stay where the next step finds them, as
+    /// [`DRAWN`](sampler::DRAWN) says.
+    /// GPU: one copy of the draws to the device, one launch; reads each row some times, from the L2 cache.
+    fn sample(&mut self, draws: &Draws) -> Result<()>;
+    /// Waits for the oldest step that was not collected, and says what its draws came to.
+    fn collect(&mut self, drawn: &mut Vec<Drawn>) -> Result<()>;
+    /// The logits of some outputs of the step launched last, `[outputs, vocab]`.
+    fn read_logits(&mut self, outputs: &[u32], logits: &mut Vec<f32>) -> Result<()>;
 }

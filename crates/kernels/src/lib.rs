@@ -12,6 +12,7 @@ mod cpu;
 pub mod cuda;
 mod dtype;
 mod error;
+mod logits;
 mod mapped_file;
 mod matrix;
 mod ops;
@@ -29,4 +30,5 @@ pub use ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route, RouteRule, Scoring,
 };
 pub use reference::Reference;
+pub use sampler::{DRAWN, Draw, Drawn, Draws};
 pub use step::{Step, StepLimits};

@@ -3,6 +3,7 @@
 use crate::backend::{Backend, Rope, View, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result};
+use crate::logits::HostLogits;
 use crate::matrix::Parts;
 use crate::ops::{
     AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
@@ -10,6 +11,7 @@ use crate::ops::{
     linear_reference, rms_norm_reference, rotate_pairs, route_reference, silu,
 };
 use crate::step::{Row, Step, StepLimits, StepState};
+use sampler::{Drawn, Draws};
 
 pub struct Reference {
     precision: Precision,
@@ -18,6 +20,7 @@ pub struct Reference {
     rope_width: usize,
     /// `[tokens, rope / 2, 2]`
     cos_sin: Vec<f32>,
+    logits: HostLogits,
 }
 
 /// `[stack, rows, cols]`, row-major, rounded to `precision`.
@@ -54,7 +57,14 @@ impl PlainArena {
 
 impl Reference {
     pub fn new(precision: Precision) -> Self {
-        Self { precision, step: StepState::default(), limits: None, rope_width: 0, cos_sin: Vec::new() }
+        Self {
+            precision,
+            step: StepState::default(),
+            limits: None,
+            rope_width: 0,
+            cos_sin: Vec::new(),
+            logits: HostLogits::default(),
+        }
     }
 
     fn angles(&self, t: usize) -> &[f32] {
@@ -86,6 +96,7 @@ impl Backend for Reference {
     type Weight = PlainMatrices;
     type Arena = PlainArena;
     const KEEPS_FP8: bool = false;
+    const STEPS_AHEAD: usize = 0;
 
     fn buffer(&mut self, len: usize) -> Result<Vec<f32>> {
         Ok(vec![0.0; len])
@@ -166,7 +177,8 @@ impl Backend for Reference {
         let limits = self.limits.as_ref();
         let limits =
             limits.ok_or_else(|| KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
-        self.step.load(step, limits)?;
+        self.step.load(step, limits, self.logits.drawn().len())?;
+        self.step.resolve(self.logits.drawn());
         self.rope_width = 2 * rope.inv_freq.len();
         self.cos_sin.clear();
         for &position in &self.step.positions {
@@ -350,12 +362,31 @@ impl Backend for Reference {
     }
 
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
-        let [vocab, hidden] = op.check(self.step.n_tokens(), self.step.outputs.len())?;
-        for (&t, out) in self.step.outputs.iter().zip(op.logits.chunks_exact_mut(vocab)) {
+        let [vocab, hidden] = op.check(self.step.n_tokens())?;
+        let logits = self.logits.make(self.step.outputs.len(), vocab);
+        for (&t, out) in self.step.outputs.iter().zip(logits.chunks_exact_mut(vocab)) {
             let mut normed = vec![0.0; hidden];
             rms_norm_reference(&op.x[t as usize * hidden..][..hidden], op.norm, op.eps, &mut normed);
             out.copy_from_slice(&op.weight.mul(0, &normed));
         }
         Ok(())
+    }
+
+    fn sample(&mut self, draws: &Draws) -> Result<()> {
+        self.logits.check(draws)?;
+        self.logits.end(|logits, drawn| {
+            let rows = draws.draws.iter().map(|draw| logits.row(draw.output)).enumerate();
+            drawn.extend(rows.map(|(at, row)| sampler::reference(draws, at, row, logits.drawn())));
+        });
+        Ok(())
+    }
+
+    fn collect(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
+        self.logits.collect(drawn);
+        Ok(())
+    }
+
+    fn read_logits(&mut self, outputs: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+        self.logits.read(outputs, logits)
     }
 }

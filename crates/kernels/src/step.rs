@@ -1,6 +1,7 @@
 //! One step's indices, checked once so that the ops need not look again.
 
 use crate::error::{KernelError, Result, require};
+use sampler::{DRAWN, Drawn};
 
 /// Sizes that a step may not pass; buffers are made for them at start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +39,7 @@ impl StepLimits {
 pub struct Step<'a> {
     /// `(from, to)` blocks, copied in this order before any row is written; at most one a row of the limits
     pub copies: &'a [(u32, u32)],
-    /// `[tokens]`
+    /// `[tokens]`; with [`DRAWN`] set, what a draw of the step before came to
     pub tokens: &'a [u32],
     /// `[tokens]`, consecutive within a row
     pub positions: &'a [u32],
@@ -102,6 +103,13 @@ impl StepState {
         }
     }
 
+    /// Puts what was drawn in the step before in the place of what stood for it.
+    pub(crate) fn resolve(&mut self, drawn: &[Drawn]) {
+        for token in self.tokens.iter_mut().filter(|token| **token & DRAWN != 0) {
+            *token = drawn[(*token & !DRAWN) as usize].unwrap_or(NOBODYS);
+        }
+    }
+
     pub(crate) fn n_tokens(&self) -> usize {
         self.tokens.len()
     }
@@ -117,9 +125,9 @@ impl StepState {
         block as usize * self.block_len + position % self.block_len
     }
 
-    /// Checks every index of `step` against `limits`, then takes it over.
-    pub(crate) fn load(&mut self, step: &Step<'_>, limits: &StepLimits) -> Result<()> {
-        check(step, limits)?;
+    /// Checks every index of `step` against `limits`, then takes it over. `n_drawn`: draws of the step before.
+    pub(crate) fn load(&mut self, step: &Step<'_>, limits: &StepLimits, n_drawn: usize) -> Result<()> {
+        check(step, limits, n_drawn)?;
         self.rows.clear();
         self.rows.extend(step.kv_len.iter().enumerate().map(|(index, &kv_len)| {
             let first = step.row_start[index] as usize;
@@ -142,7 +150,10 @@ impl StepState {
     }
 }
 
-fn check(step: &Step<'_>, limits: &StepLimits) -> Result<()> {
+/// A draw that came to no token is nobody's, and the token behind it neither.
+const NOBODYS: u32 = 0;
+
+fn check(step: &Step<'_>, limits: &StepLimits, n_drawn: usize) -> Result<()> {
     let say = |holds: bool, what: &str| require(holds, "step", || what.to_owned());
     let n = step.tokens.len();
     let rows = step.kv_len.len();
@@ -153,7 +164,15 @@ fn check(step: &Step<'_>, limits: &StepLimits) -> Result<()> {
     say(step.tables.len() == rows * limits.table_width(), "tables do not fit the rows")?;
     say(step.outputs.len() <= limits.outputs, "more outputs than the step budget")?;
     say(step.outputs.is_sorted() && step.outputs.last().is_none_or(|&o| (o as usize) < n), "outputs")?;
-    say(step.tokens.iter().all(|&t| (t as usize) < limits.vocab_size), "a token is outside the vocabulary")?;
+    let (drawn, known) = (|t: &&u32| **t & DRAWN != 0, |t: &&u32| **t & DRAWN == 0);
+    say(
+        step.tokens.iter().filter(known).all(|&t| (t as usize) < limits.vocab_size),
+        "a token is outside the vocabulary",
+    )?;
+    say(
+        step.tokens.iter().filter(drawn).all(|&t| ((t & !DRAWN) as usize) < n_drawn),
+        "a token of a draw that was not made",
+    )?;
     say(step.slots.iter().all(|&s| (s as usize) < limits.slots()), "a slot is outside the arena")?;
     say(step.tables.iter().all(|&b| (b as usize) < limits.n_blocks), "a block is outside the arena")?;
     say(step.copies.len() <= limits.rows, "more copies than rows")?;
@@ -206,11 +225,12 @@ mod tests {
             outputs: &[1, 2],
         };
         let mut state = StepState::new(&limits());
-        state.load(&good, &limits()).unwrap();
+        state.load(&good, &limits(), 0).unwrap();
         assert_eq!(state.slot(1, 4), 6);
         assert_eq!([0, 1].map(|r| state.rows[r].expanded), [true, false]);
         for (bad, what) in [
             (Step { tokens: &[1, 2, 10], ..good }, "vocabulary"),
+            (Step { tokens: &[1, DRAWN, 2], ..good }, "not made"),
             (Step { positions: &[0, 1, 3], ..good }, "positions"),
             (Step { slots: &[2, 3, 8], ..good }, "slot"),
             (Step { row_start: &[0, 3, 3], kv_len: &[3, 5], ..good }, "positions"),
@@ -224,7 +244,7 @@ mod tests {
             (Step { outputs: &[2, 1], ..good }, "outputs"),
             (Step { outputs: &[3], ..good }, "outputs"),
         ] {
-            let error = state.load(&bad, &limits()).unwrap_err().to_string();
+            let error = state.load(&bad, &limits(), 0).unwrap_err().to_string();
             assert!(error.contains(what), "{error} should name {what}");
         }
     }

@@ -197,7 +197,12 @@ fn a_step_without_outputs_has_no_logits() {
     cpu.reserve(workspace(StepLimits { outputs: 0, ..LIMITS })).unwrap();
     cpu.begin_step(&Step { outputs: &[], ..STEP }, &rope()).unwrap();
     let (x, norm, weight) = (vec![0.0; 16], vec![1.0; 8], ones(&mut cpu, [1, 10, 8]));
-    cpu.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &weight, logits: &mut [] }).unwrap();
+    cpu.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &weight }).unwrap();
+    let mut logits = vec![1.0];
+    cpu.sample(&Draws::default()).unwrap();
+    cpu.read_logits(&[], &mut logits).unwrap();
+    assert!(logits.is_empty());
+    check_refused(cpu.read_logits(&[0], &mut logits), "of 0");
 }
 
 /// In bf16 a row of odd width is followed by a number that the product reads too.

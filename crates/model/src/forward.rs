@@ -4,8 +4,9 @@ use crate::spec::{Mlp, ModelSpec};
 use crate::tensors::Checked;
 use crate::weights::{self, Gated, Head, MlpWeights, Query, Weights};
 use kernels::{
-    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Backend, CopyBlocks, Embed, Experts, GatedMlp,
-    KernelError, LatentWrite, Linear, LmHead, Precision, RmsNorm, Route, Step, StepLimits, View, Workspace,
+    AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, Backend, CopyBlocks, Drawn, Draws, Embed,
+    Experts, GatedMlp, KernelError, LatentWrite, Linear, LmHead, Precision, RmsNorm, Route, Step, StepLimits,
+    View, Workspace,
 };
 
 /// A loaded model: weights, the latent cache, and the buffers of the largest step.
@@ -16,6 +17,8 @@ pub struct Model<B: Backend> {
     weights: Weights<B>,
     arena: B::Arena,
     run: RunState<B>,
+    /// Outputs of the step launched last whose logits are to be read.
+    reads: Vec<u32>,
 }
 
 /// Activations, `[tokens, width]` each, made once for the largest step.
@@ -67,7 +70,8 @@ impl<B: Backend> Model<B> {
         let arena = backend.arena(spec.n_layers(), &limits, spec.latent_width())?;
         backend.reserve(workspace(&spec, &limits))?;
         let run = RunState::new(&spec, limits.tokens, &mut backend)?;
-        Ok(Self { spec, limits, backend, weights, arena, run })
+        let reads = Vec::with_capacity(limits.outputs);
+        Ok(Self { spec, limits, backend, weights, arena, run, reads })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -146,6 +150,28 @@ impl<B: Backend> Model<B> {
         Ok(())
     }
 
+    /// Begins one step: its tokens are computed, and `draws` made from its outputs' logits. Of `reads`, indices into the
+    /// outputs, [`Self::collect`] will bring the logits: the step is then collected before the next is launched.
+    pub fn launch(&mut self, step: &Step<'_>, draws: &Draws, reads: &[u32]) -> Result<(), KernelError> {
+        self.compute(step, |_, _| ())?;
+        self.backend.sample(draws)?;
+        self.reads.clear();
+        self.reads.extend_from_slice(reads);
+        Ok(())
+    }
+
+    /// Waits for the oldest step that was launched and not collected: what its draws came to, and the logits that were to
+    /// be read, `[reads, vocab]`.
+    pub fn collect(&mut self, drawn: &mut Vec<Drawn>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
+        self.backend.collect(drawn)?;
+        logits.clear();
+        let reads = std::mem::take(&mut self.reads);
+        let read = if reads.is_empty() { Ok(()) } else { self.backend.read_logits(&reads, logits) };
+        self.reads = reads;
+        self.reads.clear();
+        read
+    }
+
     /// One step; `logits` becomes `[outputs, vocab]`.
     pub fn forward(&mut self, step: &Step<'_>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
         self.forward_watched(step, logits, |_, _| ())
@@ -156,8 +182,18 @@ impl<B: Backend> Model<B> {
         &mut self,
         step: &Step<'_>,
         logits: &mut Vec<f32>,
-        mut look: impl FnMut(Place, &Self),
+        look: impl FnMut(Place, &Self),
     ) -> Result<(), KernelError> {
+        self.compute(step, look)?;
+        self.backend.sample(&Draws::default())?;
+        self.backend.collect(&mut Vec::new())?;
+        self.reads.clear();
+        self.reads.extend(0..step.outputs.len() as u32);
+        self.backend.read_logits(&self.reads, logits)
+    }
+
+    /// All up to the logits.
+    fn compute(&mut self, step: &Step<'_>, mut look: impl FnMut(Place, &Self)) -> Result<(), KernelError> {
         self.backend.begin_step(step, &self.spec.rope)?;
         if !step.copies.is_empty() {
             self.backend.copy_blocks(CopyBlocks { arena: &mut self.arena })?;
@@ -174,7 +210,6 @@ impl<B: Backend> Model<B> {
             self.mlp(layer)?;
             look(Place::Layer(layer), self);
         }
-        logits.resize(step.outputs.len() * self.spec.vocab_size, 0.0);
         self.backend.lm_head(LmHead {
             x: &self.run.x,
             norm: &self.weights.final_norm,
@@ -183,7 +218,6 @@ impl<B: Backend> Model<B> {
                 Head::Tied => &self.weights.embed,
                 Head::Own(head) => head,
             },
-            logits,
         })
     }
 

@@ -1,7 +1,7 @@
 //! A model as the engine drives it.
 
 use crate::forward::Model;
-use engine::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
 use kernels::{Backend, Step};
 
 impl<B: Backend> ModelRunner for Model<B> {
@@ -19,7 +19,11 @@ impl<B: Backend> ModelRunner for Model<B> {
         }
     }
 
-    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+    fn steps_ahead(&self) -> usize {
+        B::STEPS_AHEAD
+    }
+
+    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
         let step = Step {
             copies: &batch.copies,
             tokens: &batch.tokens,
@@ -31,6 +35,10 @@ impl<B: Backend> ModelRunner for Model<B> {
             tables: &batch.tables,
             outputs: &batch.outputs,
         };
-        Model::forward(self, &step, &mut logits.values).map_err(|e| Fault(e.to_string()))
+        Model::launch(self, &step, &batch.draws, &batch.reads).map_err(|e| Fault(e.to_string()))
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        Model::collect(self, &mut outcome.drawn, &mut outcome.logits).map_err(|e| Fault(e.to_string()))
     }
 }

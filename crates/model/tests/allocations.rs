@@ -3,12 +3,26 @@
 mod golden;
 
 use golden::{Chunks, Golden, Shape, steps};
-use kernels::{Cpu, Precision};
+use kernels::{Cpu, Draw, Draws, Precision, StepLimits};
+use model::forward::Model;
 
 #[global_allocator]
 static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 
 const SHAPE: Shape = Shape { step_tokens: 400, block_len: 16 };
+
+fn one_draw_a_row(outputs: usize, limits: &StepLimits) -> Draws {
+    let draw = |output| Draw {
+        output: output as u32,
+        temperature: 0.8,
+        top_k: if output == 1 { 20 } else { 0 },
+        top_p: 0.9,
+        uniform: 0.5,
+        ..Draw::default()
+    };
+    let draws = (0..outputs.min(limits.rows)).map(draw).collect();
+    Draws { sampled_vocab: limits.vocab_size, draws, ..Draws::default() }
+}
 
 #[test]
 fn a_hundred_mixed_steps_allocate_nothing() {
@@ -32,7 +46,21 @@ fn a_hundred_mixed_steps_allocate_nothing() {
         for step in &all {
             model.forward(&step.step(), &mut logits).unwrap();
         }
+        let forwards = dhat::HeapStats::get().total_blocks - before.total_blocks;
+        assert_eq!(forwards, 0, "{name} allocated");
+        let draws: Vec<Draws> = all.iter().map(|step| one_draw_a_row(step.step().outputs.len(), &limits)).collect();
+        let mut drawn = Vec::with_capacity(limits.rows);
+        let mut draw_all = |model: &mut Model<Cpu>| {
+            for (step, draws) in all.iter().zip(&draws) {
+                model.launch(&step.step(), draws, &[]).unwrap();
+                model.collect(&mut drawn, &mut logits).unwrap();
+                assert!(drawn.iter().all(Result::is_ok) && drawn.len() == draws.len());
+            }
+        };
+        draw_all(&mut model); // what it draws with grows once
+        let before = dhat::HeapStats::get();
+        draw_all(&mut model);
         let blocks = dhat::HeapStats::get().total_blocks - before.total_blocks;
-        assert_eq!(blocks, 0, "{name} allocated");
+        assert_eq!(blocks, 0, "{name} allocated to draw");
     }
 }

@@ -3,7 +3,7 @@
 
 mod golden;
 
-use engine::runner::{Logits, ModelRunner};
+use engine::runner::{ModelRunner, Outcome};
 use golden::{Golden, Shape, StepData};
 use kernels::{Cpu, Precision};
 use model::forward::Model;
@@ -24,10 +24,11 @@ const COPIES: [(u32, u32); 2] = [(3, 13), (2, 12)];
 /// step. Logits of each row, of all its steps.
 fn decode(model: &mut Model<Cpu>, prompt: &[u32], rows: &[Row<'_>], copies: &[(u32, u32)]) -> Vec<Vec<f32>> {
     let limits = model.step_limits().clone();
-    let mut logits = Logits::with_capacity(limits.outputs, limits.vocab_size);
+    let mut outcome = Outcome::default();
     let mut forward = |step: &StepData| {
-        ModelRunner::forward(model, &step.batch(), &mut logits).unwrap();
-        logits.values.chunks(limits.vocab_size).map(<[f32]>::to_vec).collect::<Vec<_>>()
+        ModelRunner::launch(model, &step.batch()).unwrap();
+        ModelRunner::collect(model, &mut outcome).unwrap();
+        outcome.logits.chunks(limits.vocab_size).map(<[f32]>::to_vec).collect::<Vec<_>>()
     };
     let table = |blocks: [u32; 4]| [&blocks[..], &vec![0; limits.table_width() - 4]].concat();
     let mut step = StepData::default();

@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+/// Set in a step's word for a token that is not known yet: the rest is the number of the draw of the step before that comes
+/// to it.
+pub const DRAWN: u32 = 1 << 31;
+
 /// How one token is drawn from a row of logits. Complete in itself: whoever has the row and this, on any machine,
 /// comes to the same token.
 #[derive(Debug, Clone, PartialEq)]

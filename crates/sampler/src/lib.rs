@@ -15,7 +15,7 @@ mod reference;
 mod tests;
 
 use cuts::{Shortlist, drawn, keep_top_p};
-pub use draws::{Draw, Draws, mask_words};
+pub use draws::{DRAWN, Draw, Draws, mask_words};
 use lanes::{BLOCK, Softmax, cut_masses, largest, survey};
 pub use logprobs::{Logprobs, logprobs};
 pub use reference::reference;
@@ -54,21 +54,24 @@ pub struct Scratch {
     picked: Vec<u32>,
 }
 
-/// All of a step's draws from its `logits`, `[outputs, vocab_size]`, into `ids`. `before`: what came of the draws of the
-/// step before.
+/// What draw `at` of `draws` comes to in a row of logits, `[vocab_size]`. `before`: what came of the draws of the step
+/// before.
+pub fn draw(draws: &Draws, at: usize, row: &[f32], before: &[Drawn], scratch: &mut Scratch) -> Drawn {
+    Row { draws, draw: &draws.draws[at], before }.draw(row, scratch)
+}
+
+/// [`draw`] for all draws of a step, one after the other, from its logits, `[outputs, vocab_size]`, into `drawn`.
 pub fn draw_all(
     draws: &Draws,
     logits: &[f32],
     vocab_size: usize,
     before: &[Drawn],
     scratch: &mut Scratch,
-    ids: &mut Vec<Drawn>,
+    drawn: &mut Vec<Drawn>,
 ) {
-    ids.clear();
-    for draw in &draws.draws {
-        let row = &logits[draw.output as usize * vocab_size..][..vocab_size];
-        ids.push(Row { draws, draw, before }.draw(row, scratch));
-    }
+    let row = |at: usize| &logits[draws.draws[at].output as usize * vocab_size..][..vocab_size];
+    drawn.clear();
+    drawn.extend((0..draws.len()).map(|at| draw(draws, at, row(at), before, scratch)));
 }
 
 /// One draw, and what it refers to.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use engine::runner::{Batch, Fault, Limits, Logits, ModelRunner};
+use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
 
 /// Tokens are bytes, and the model always says 0.
 pub(crate) const VOCAB_SIZE: usize = 256;
@@ -24,6 +24,7 @@ const EXPANDED_PAIR_MS: f64 = 0.30e-3;
 pub(crate) struct Machine {
     limits: Limits,
     clock: Arc<AtomicU64>,
+    n_draws: usize,
 }
 
 impl Machine {
@@ -38,7 +39,7 @@ impl Machine {
             step_outputs: 512,
             prefill_unit: PREFILL_UNIT,
         };
-        Self { limits, clock: Arc::default() }
+        Self { limits, clock: Arc::default(), n_draws: 0 }
     }
 
     /// Nanoseconds that steps have taken, and whatever is added.
@@ -52,13 +53,18 @@ impl ModelRunner for Machine {
         self.limits.clone()
     }
 
-    fn forward(&mut self, batch: &Batch, logits: &mut Logits) -> Result<(), Fault> {
+    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
         let attention_ms: f64 = batch.row_start.windows(2).zip(&batch.kv_len).map(row_ms).sum();
         let ms = step_ms(batch.n_tokens() as f64) + attention_ms;
         self.clock.fetch_add(Duration::from_secs_f64(ms / 1e3).as_nanos() as u64, Relaxed);
-        logits.vocab_size = VOCAB_SIZE;
-        logits.values.clear();
-        logits.values.resize(batch.outputs.len() * VOCAB_SIZE, 0.0);
+        assert!(batch.reads.is_empty(), "nobody asks for log probabilities");
+        self.n_draws = batch.draws.len();
+        Ok(())
+    }
+
+    fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
+        outcome.drawn.clear();
+        outcome.drawn.resize(self.n_draws, Ok(0));
         Ok(())
     }
 }

@@ -14,6 +14,8 @@ mod budget;
 mod counters;
 #[path = "../../src/engine.rs"]
 mod engine;
+#[path = "../../src/flight.rs"]
+mod flight;
 #[path = "../../src/handle.rs"]
 mod handle;
 #[path = "../../src/head.rs"]
@@ -28,8 +30,8 @@ mod reply;
 mod request;
 #[path = "../../src/runner.rs"]
 mod runner;
-#[path = "../../src/sampler/mod.rs"]
-mod sampler;
+#[path = "../../src/sampling.rs"]
+mod sampling;
 #[path = "../../src/scheduler.rs"]
 mod scheduler;
 #[path = "../../src/sequence.rs"]

@@ -61,10 +61,11 @@ impl Cpu {
     pub(super) fn lm_head_of<E: Stored>(
         &mut self,
         op: LmHead<'_, Self>,
-        outputs: usize,
+        logits: &mut [f32],
         vocab: usize,
         hidden: usize,
     ) -> Result<()> {
+        let outputs = self.step.outputs.len();
         let w = same_precision(E::panels(op.weight), "lm_head")?;
         require(outputs * hidden <= self.scratch.normed.len(), "lm_head", || format!("{outputs} outputs"))?;
         let mut normed = std::mem::take(&mut self.scratch.normed);
@@ -76,7 +77,7 @@ impl Cpu {
         self.scratch.normed = normed;
         let x = x?;
         // SAFETY: `x` holds `outputs` rows of `hidden`, in scratch memory that nobody touches meanwhile.
-        unsafe { self.product(w, outputs, |t| x.row(t), vocab, op.logits, false) };
+        unsafe { self.product(w, outputs, |t| x.row(t), vocab, logits, false) };
         Ok(())
     }
 }

@@ -16,6 +16,7 @@ mod moe;
 mod packed;
 mod pool;
 mod probe;
+mod sample;
 mod scratch;
 mod tile;
 
@@ -26,6 +27,7 @@ pub use packed::PackedMatrices;
 use crate::backend::{Backend, MlaDims, Rope, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
+use crate::logits::HostLogits;
 use crate::matrix::Parts;
 use crate::ops::{
     AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
@@ -36,6 +38,7 @@ use arena::{ArenaElements, Stored};
 use half::bf16;
 use packed::SendPtr;
 use pool::Pool;
+use sampler::{Drawn, Draws};
 use scratch::Scratch;
 
 /// Rows below which a row-wise op is not worth waking a thread for.
@@ -53,6 +56,8 @@ pub struct Cpu {
     /// Tokens of rows that take `attend_latent`.
     absorbed: Vec<u32>,
     scratch: Scratch,
+    logits: HostLogits,
+    samplers: sample::Samplers,
 }
 
 impl Cpu {
@@ -77,6 +82,8 @@ impl Cpu {
             cos_sin: Vec::new(),
             absorbed: Vec::new(),
             scratch: Scratch::default(),
+            logits: HostLogits::default(),
+            samplers: sample::Samplers::new(threads.max(1)),
         }
     }
 
@@ -143,6 +150,7 @@ impl Backend for Cpu {
     type Weight = PackedMatrices;
     type Arena = LatentArena;
     const KEEPS_FP8: bool = false;
+    const STEPS_AHEAD: usize = 0;
 
     fn buffer(&mut self, len: usize) -> Result<Vec<f32>> {
         zeros(len)
@@ -173,6 +181,8 @@ impl Backend for Cpu {
         self.step = StepState::new(limits);
         self.cos_sin = zeros(limits.tokens * mla.qk_rope_head_dim)?;
         self.absorbed = Vec::with_capacity(limits.tokens);
+        self.logits = HostLogits::new(limits)?;
+        self.samplers.reserve(limits.rows);
         self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
         self.reserved = Some((workspace.limits, workspace.mla));
         Ok(())
@@ -220,7 +230,8 @@ impl Backend for Cpu {
         };
         let width = 2 * rope.inv_freq.len();
         require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
-        self.step.load(step, limits)?;
+        self.step.load(step, limits, self.logits.drawn().len())?;
+        self.step.resolve(self.logits.drawn());
         for (&position, out) in self.step.positions.iter().zip(self.cos_sin.chunks_exact_mut(width)) {
             for (pair, freq) in out.chunks_exact_mut(2).zip(&rope.inv_freq) {
                 let (sin, cos) = (position as f32 * freq).sin_cos();
@@ -341,11 +352,32 @@ impl Backend for Cpu {
 
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
         let outputs = self.step.outputs.len();
-        let [vocab, hidden] = op.check(self.step.n_tokens(), outputs)?;
-        if outputs == 0 {
-            return Ok(());
-        }
-        by_element!(op.weight, E => self.lm_head_of::<E>(op, outputs, vocab, hidden))
+        let [vocab, hidden] = op.check(self.step.n_tokens())?;
+        let mut logits = std::mem::take(&mut self.logits);
+        let out = logits.make(outputs, vocab);
+        let done = if outputs == 0 {
+            Ok(())
+        } else {
+            by_element!(op.weight, E => self.lm_head_of::<E>(op, out, vocab, hidden))
+        };
+        self.logits = logits;
+        done
+    }
+
+    fn sample(&mut self, draws: &Draws) -> Result<()> {
+        self.logits.check(draws)?;
+        let Self { samplers, pool, logits, .. } = self;
+        logits.end(|logits, drawn| samplers.draw(pool, draws, logits, drawn));
+        Ok(())
+    }
+
+    fn collect(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
+        self.logits.collect(drawn);
+        Ok(())
+    }
+
+    fn read_logits(&mut self, outputs: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+        self.logits.read(outputs, logits)
     }
 }
 

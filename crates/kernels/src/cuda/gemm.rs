@@ -93,16 +93,14 @@ pub(super) fn gated_mlp<D: Device>(b: &CudaBackend<D>, op: &GatedMlp<'_, CudaBac
     Product { weight: op.down, x, out, finish: Finish::Add, over }.launch(b, "gated_mlp")
 }
 
-/// Ends the step: runs its launches and brings the logits.
-pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, op: LmHead<'_, CudaBackend<D>>) -> Result<()> {
+/// Leaves `[outputs, vocab]` in [`Scratch::logits`].
+pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, op: &LmHead<'_, CudaBackend<D>>) -> Result<()> {
     let [_, vocab, hidden] = op.weight.shape();
     let reserved = b.reserved("lm_head")?;
     let (step, scratch) = (&reserved.step, &reserved.gemm);
     let outputs = output_bucket(step);
-    require(op.logits.len() == step.outputs * vocab, "lm_head", || {
-        format!("{} logits for {} outputs of {vocab}", op.logits.len(), step.outputs)
-    })?;
-    scratch.logits("lm_head", op.logits.len())?;
+    let len = step.outputs * vocab;
+    scratch.logits("lm_head", len)?;
     if outputs > 0 {
         let rounded = op.weight.kind() != Kind::F32;
         let (stride, size) = if rounded { (op.weight.units() * 32, 2) } else { (hidden, 4) };
@@ -119,18 +117,34 @@ pub(super) fn lm_head<D: Device>(b: &mut CudaBackend<D>, op: LmHead<'_, CudaBack
         };
         b.launch(&NORM_OUTPUTS, [outputs, 1, 1], 32, &params);
         let x = Operand { rows: dense(normed, stride, 0), rounded };
-        let out = dense(scratch.logits("lm_head", op.logits.len())?.ptr(), vocab, 0);
+        let out = dense(scratch.logits("lm_head", len)?.ptr(), vocab, 0);
         let (weight, finish, over) = (op.weight, Finish::Store, Over::Outputs);
         Product { weight, x, out, finish, over }.launch(b, "lm_head")?;
     }
-    b.finish()?;
-    if op.logits.is_empty() {
-        return Ok(());
+    Ok(())
+}
+
+/// Rows of the logits of the step launched last.
+pub(super) fn read_logits<D: Device>(
+    b: &CudaBackend<D>,
+    outputs: &[u32],
+    vocab: usize,
+    logits: &mut Vec<f32>,
+) -> Result<()> {
+    let reserved = b.reserved("read_logits")?;
+    let there = outputs.iter().all(|&output| (output as usize) < reserved.step.outputs);
+    require(there, "read_logits", || format!("outputs {outputs:?} of {}", reserved.step.outputs))?;
+    let from = reserved.gemm.logits("read_logits", reserved.step.outputs * vocab)?;
+    logits.resize(outputs.len() * vocab, 0.0);
+    let mut rows = logits.as_mut_slice();
+    // Rows that lie together come together.
+    for run in outputs.chunk_by(|a, b| a + 1 == *b) {
+        let (out, rest) = rows.split_at_mut(run.len() * vocab);
+        // SAFETY: any bytes are numbers; the slice covers those of `out`, which nobody else has now.
+        let bytes =
+            unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<u8>(), size_of_val(out)) };
+        b.device.read(from.get(), 4 * run[0] as usize * vocab, bytes)?;
+        rows = rest;
     }
-    let logits = b.reserved("lm_head")?.gemm.logits("lm_head", op.logits.len())?;
-    // SAFETY: any bytes are numbers; the slice covers those of `op.logits`, which nobody else has now.
-    let bytes = unsafe {
-        std::slice::from_raw_parts_mut(op.logits.as_mut_ptr().cast::<u8>(), size_of_val(op.logits))
-    };
-    b.device.read(logits.get(), 0, bytes)
+    Ok(())
 }

@@ -28,12 +28,14 @@ pub use gpu::{Driver, Gpu, Graph, Memory, NoGpu, driver, is_supported};
 use crate::backend::{Backend, MlaDims, Rope, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
+use crate::logits::HostLogits;
 use crate::matrix::Parts;
 use crate::ops::{
     AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
     LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits, StepState};
+use sampler::{Drawn, Draws};
 use std::cell::{Cell, RefCell};
 use std::sync::{Arc, Mutex, PoisonError};
 use step::DeviceStep;
@@ -137,6 +139,9 @@ pub struct CudaBackend<D: Device> {
     use_graphs: bool,
     /// Bytes allocated so far, whether they still live or not.
     taken: Cell<usize>,
+    /// Width of the logits of the step.
+    vocab: usize,
+    logits: HostLogits,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -152,6 +157,8 @@ impl<D: Device> CudaBackend<D> {
             graphs: Vec::new(),
             use_graphs: true,
             taken: Cell::new(0),
+            vocab: 0,
+            logits: HostLogits::default(),
         }
     }
 
@@ -311,6 +318,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     type Weight = gemm::CudaWeight<D>;
     type Arena = CudaArena<D>;
     const KEEPS_FP8: bool = true;
+    const STEPS_AHEAD: usize = 0;
 
     fn buffer(&mut self, len: usize) -> Result<CudaBuffer<D>> {
         self.buffer_of(len)
@@ -418,7 +426,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         };
         let width = 2 * rope.inv_freq.len();
         require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
-        self.state.load(step, limits)?;
+        self.state.load(step, limits, self.logits.drawn().len())?;
+        self.state.resolve(self.logits.drawn());
         self.angles(rope)?;
         let Self { device, reserved: Some(reserved), state, .. } = self else { return Ok(()) };
         reserved.step.load(device, state)
@@ -495,7 +504,33 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()> {
-        op.check(self.step_tokens(), self.state.outputs.len())?;
-        gemm::lm_head(self, op)
+        let [vocab, _] = op.check(self.step_tokens())?;
+        self.vocab = vocab;
+        gemm::lm_head(self, &op)
+    }
+
+    fn sample(&mut self, draws: &Draws) -> Result<()> {
+        self.finish()?;
+        let outputs = Vec::from_iter(0..self.state.outputs.len() as u32);
+        let mut logits = Vec::new();
+        gemm::read_logits(self, &outputs, self.vocab, &mut logits)?;
+        self.logits.make(outputs.len(), self.vocab).copy_from_slice(&logits);
+        self.logits.check(draws)?;
+        self.logits.end(|logits, drawn| {
+            let rows = draws.draws.iter().map(|draw| logits.row(draw.output)).enumerate();
+            let mut scratch = sampler::Scratch::default();
+            drawn.extend(rows.map(|(at, row)| sampler::draw(draws, at, row, logits.drawn(), &mut scratch)));
+        });
+        Ok(())
+    }
+
+    fn collect(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
+        self.logits.collect(drawn);
+        Ok(())
+    }
+
+    fn read_logits(&mut self, outputs: &[u32], logits: &mut Vec<f32>) -> Result<()> {
+        self.flush()?;
+        gemm::read_logits(self, outputs, self.vocab, logits)
     }
 }

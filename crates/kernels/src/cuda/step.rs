@@ -242,7 +242,7 @@ mod tests {
             outputs: &[],
         };
         let mut state = StepState::new(&limits);
-        state.load(&step, &limits).unwrap();
+        state.load(&step, &limits, 0).unwrap();
         let device = Emulator::new(Mode::FAST, 90);
         let mut on_device = DeviceStep::new(&device, &limits, 1).unwrap();
         on_device.load(&device, &state).ok().map(|()| (on_device, tokens))

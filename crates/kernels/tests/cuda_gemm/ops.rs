@@ -287,8 +287,9 @@ pub(crate) fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: 
         "lm_head" => {
             let w = weight(b, 1, s.vocab, s.hidden, 19);
             let (x, norm) = (input(b, s.hidden, 20), b.upload(&noise(s.hidden, 21)).unwrap());
-            let mut logits = vec![0.0; outputs.len() * s.vocab];
-            b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &w, logits: &mut logits }).unwrap();
+            let mut logits = Vec::new();
+            b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &w }).unwrap();
+            b.read_logits(&Vec::from_iter(0..outputs.len() as u32), &mut logits).unwrap();
             logits
         }
         _ => panic!("{op}"),

@@ -294,8 +294,9 @@ pub(crate) fn run<B: Backend>(
     results.push(("experts", b.read(&y, t * h)));
 
     let head = weight(b, 1, 50, h, 20, precision);
-    let mut logits = vec![0.0; data.outputs.len() * 50];
-    b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &head, logits: &mut logits }).unwrap();
+    let mut logits = Vec::new();
+    b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &head }).unwrap();
+    b.read_logits(&Vec::from_iter(0..data.outputs.len() as u32), &mut logits).unwrap();
     results.push(("lm_head", logits));
     results
 }

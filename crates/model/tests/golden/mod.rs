@@ -179,6 +179,8 @@ impl StepData {
             tables: self.tables.clone(),
             table_width: self.tables.len() / self.kv_len.len(),
             outputs: self.outputs.clone(),
+            reads: (0..self.outputs.len() as u32).collect(),
+            draws: Default::default(),
         }
     }
 

@@ -290,7 +290,7 @@ impl Scheduler {
         tracing::error!(%fault, sequences = ranks.len(), "a step failed");
         for &rank in &ranks {
             let Some(sequence) = self.running_mut(rank) else { continue };
-            if ranks.len() > 1 {
+            if flight.rows.len() > 1 {
                 sequence.suspect = true;
             } else {
                 sequence.fail(&End::Failed(fault.to_string()));

@@ -21,6 +21,8 @@ pub(crate) struct Setup {
     /// Steps that fail, whoever is in them.
     pub(crate) fail_at: Vec<usize>,
     pub(crate) panic_at: Option<usize>,
+    /// What comes of a step is told once the next is launched.
+    pub(crate) ahead: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -135,10 +137,12 @@ fn setups(n_steps: usize) -> impl Strategy<Value = Setup> {
     let options = (policies(), prop::bool::weighted(0.8), prop_oneof![Just(3usize), Just(1_000)]);
     let fail_at = prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(0..2 * n_steps, 1..8)];
     let panic_at = prop::option::weighted(0.2, 0..n_steps);
-    (sizes(), options, fail_at, panic_at).prop_map(|(limits, options, fail_at, panic_at)| {
-        let (policy, prefix_cache, max_waiting) = options;
-        Setup { limits, policy, prefix_cache, max_waiting, fail_at, panic_at }
-    })
+    (sizes(), options, fail_at, panic_at, any::<bool>()).prop_map(
+        |(limits, options, fail_at, panic_at, ahead)| {
+            let (policy, prefix_cache, max_waiting) = options;
+            Setup { limits, policy, prefix_cache, max_waiting, fail_at, panic_at, ahead }
+        },
+    )
 }
 
 fn policies() -> impl Strategy<Value = Policy> {

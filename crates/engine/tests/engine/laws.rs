@@ -59,6 +59,28 @@ fn in_chunks_as_whole_whatever_the_blocks() {
     }
 }
 
+/// The next step is launched before it is known what the last one drew.
+#[test]
+fn ahead_as_step_by_step() {
+    let quiet = |request| Request { logprobs: None, prompt_logprobs: None, ..request };
+    let quiet: Vec<Request> = requests().into_iter().map(quiet).collect();
+    let stopping = |request: Request| Request { stop_ids: (0..30).collect(), min_new_tokens: 3, ..request };
+    let stopping: Vec<Request> = quiet.iter().cloned().map(stopping).collect();
+    let ahead = |limits: &Limits, requests: &[Request]| {
+        Rig::new(FakeRunner::new(limits.clone()).ahead()).answers(requests.to_vec())
+    };
+    for (step_tokens, n_blocks, prefill_unit) in
+        [(1, 64, usize::MAX), (16, 64, 5), (64, 64, 16), (64, 500, usize::MAX)]
+    {
+        let step_outputs = step_tokens;
+        let limits = Limits { step_tokens, step_outputs, n_blocks, prefill_unit, ..limits() };
+        for requests in [&quiet, &stopping, &requests()] {
+            let expected = answers(limits.clone(), requests.clone());
+            assert!(ahead(&limits, requests) == expected, "{limits:?}");
+        }
+    }
+}
+
 #[test]
 fn in_units_as_whole() {
     let whole = Limits { step_tokens: 4096, step_outputs: 4096, n_blocks: 2_000, ..limits() };

@@ -62,10 +62,15 @@ fn sizes(pool_tokens: usize) -> Vec<Limits> {
 /// Plays `rounds` of the crowd in one engine for each of the sizes; returns what the counters said.
 fn check(pool_tokens: usize, options: &Options, rounds: usize, requests: &[Request]) -> Vec<Snapshot> {
     let mut known: BTreeMap<usize, Vec<Heard>> = BTreeMap::new();
+    let mut late = false;
     let play = |limits: Limits| {
         let unit = limits.prefill_unit;
         let expected = known.entry(unit).or_insert_with(|| undisturbed(requests, unit));
-        let mut rig = Rig::with_options(FakeRunner::new(limits.clone()), options.clone());
+        // Every other one is told late what its steps come to.
+        late = !late;
+        let runner = FakeRunner::new(limits.clone());
+        let runner = if late { runner.ahead() } else { runner };
+        let mut rig = Rig::with_options(runner, options.clone());
         for round in 0..rounds {
             let clients: Vec<Client> =
                 requests.iter().flat_map(|request| rig.submit_choices(request.clone())).collect();

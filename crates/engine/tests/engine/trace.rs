@@ -382,3 +382,19 @@ fn after_a_fault_each_is_tried_alone() {
         |runner| runner.fail_at(1),
     );
 }
+
+/// A step is told once the next is launched: the first tells nothing, and one is launched too many for an answer that
+/// stops, but none for one whose length ends it.
+#[test]
+fn a_step_is_planned_before_the_last_is_known() {
+    let ahead = |script| check_with(script, FakeRunner::ahead);
+    ahead("pool 17x4 budget 16 | a=3+3 | step: a+3 [1] | step: a+1 [1] | step: a+1 [2] | step: a. [0]");
+    ahead(
+        "pool 17x4 budget 16 | a=3+1 b=5+2 | step: a+3 b+5 [3] | step: b+1 a. [2] | c=4+2 | step: c+4 b. [1] \
+         | step: c+1 [2] | step: c. [0]",
+    );
+    // Whoever must give way does when all that is under way is known.
+    ahead(
+        "pool 5x4 budget 16 spare 0 | a=7+9 b=7+9 | step: a+7 b+7 [4] | step: a+1 b+1 [4] | step: [4] | step: a+1 [3]",
+    );
+}

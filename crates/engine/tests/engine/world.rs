@@ -59,6 +59,7 @@ struct World {
     guests: Vec<Guest>,
     account: Arc<Mutex<Account>>,
     policy: Policy,
+    ahead: bool,
     steps: u64,
 }
 
@@ -73,7 +74,7 @@ pub(crate) fn play(history: &History) -> Seen {
     }
     world.come_to_rest();
     let account = world.account.lock().unwrap().clone();
-    settle(world.guests, &world.limits, &account, Some(world.rig.handle.snapshot()))
+    settle(world.guests, &world.limits, &account, world.ahead, Some(world.rig.handle.snapshot()))
 }
 
 fn is_poisoned(row: &Row) -> bool {
@@ -84,7 +85,9 @@ fn is_poisoned(row: &Row) -> bool {
 
 fn runner(setup: &Setup, account: Arc<Mutex<Account>>) -> FakeRunner {
     let (fail_at, panic_at) = (setup.fail_at.clone(), setup.panic_at);
-    FakeRunner::new(setup.limits.clone()).trouble(move |step, rows| {
+    let runner = FakeRunner::new(setup.limits.clone());
+    let runner = if setup.ahead { runner.ahead() } else { runner };
+    runner.trouble(move |step, rows| {
         let mut account = account.lock().unwrap();
         account.steps += 1;
         if panic_at == Some(step) {
@@ -157,6 +160,7 @@ impl World {
             guests: Vec::new(),
             account,
             policy: setup.policy.clone(),
+            ahead: setup.ahead,
             steps: 0,
         }
     }
@@ -215,7 +219,11 @@ impl World {
         }
         self.steps += 1;
         let after = self.rig.handle.snapshot();
-        let calm = calm && after.steps == before.steps + 1 && after.steps_failed == before.steps_failed;
+        // Where steps are told late, one that waits for another tells nothing.
+        let calm = calm
+            && !self.ahead
+            && after.steps == before.steps + 1
+            && after.steps_failed == before.steps_failed;
         self.check_pace(calm, after.preempted == before.preempted);
         self.check_turns();
         true
@@ -233,7 +241,8 @@ impl World {
                 let heard = client.listen();
                 let tokens = heard.tokens.len();
                 let moved = tokens > pace.tokens;
-                assert!(tokens <= pace.tokens + 1, "one token a step");
+                let at_once = 1 + usize::from(self.ahead);
+                assert!(tokens <= pace.tokens + at_once, "one token for each step that is over");
                 let stands = was_open && heard.end.is_none() && pace.moved && !moved;
                 // The first token of all choices but one may come before they have blocks.
                 assert!(!(stands && calm && nobody_left && tokens > 1), "an answer stands still: {heard:?}");
@@ -294,7 +303,7 @@ impl World {
             patience.check(steps);
         });
         let account = self.account.lock().unwrap().clone();
-        settle(self.guests, &self.limits, &account, None)
+        settle(self.guests, &self.limits, &account, self.ahead, None)
     }
 }
 
@@ -305,17 +314,20 @@ impl World {
 struct Patience {
     work: u64,
     rows: u64,
+    /// A step that is launched may be told in another.
+    late: u64,
     account: Arc<Mutex<Account>>,
 }
 
 impl Patience {
     fn new(world: &World) -> Self {
         let rows = world.limits.step_rows as u64;
-        Self { work: world.work(), rows, account: world.account.clone() }
+        let late = 1 + u64::from(world.ahead);
+        Self { work: world.work(), rows, late, account: world.account.clone() }
     }
 
     fn check(&self, steps: u64) {
         let faults = self.account.lock().unwrap().faults;
-        assert!(steps <= 2 * self.work + faults * (self.rows + 1) + 1, "someone starves");
+        assert!(steps <= self.late * (2 * self.work + faults * (self.rows + 1) + 1), "someone starves");
     }
 }

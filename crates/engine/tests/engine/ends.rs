@@ -164,7 +164,9 @@ impl Told {
         let lost = self.choices - ends;
         assert!(if dead { lost <= self.left } else { lost == 0 }, "{lost} choices have no end");
         assert_eq!((now.running, now.waiting, now.blocks_used, now.alive), (0, 0, 0, !dead));
-        assert_eq!(now.steps_failed, account.faults);
+        // The last step may be one that nobody waits for.
+        let untold = u64::from(ahead);
+        assert!((now.steps_failed..=now.steps_failed + untold).contains(&account.faults));
         assert_eq!(now.step_tokens.iter().sum::<u64>(), now.steps);
         assert!(now.step_tokens_sum >= account.tokens);
         assert!(now.generated_tokens >= self.tokens && now.cache_queries >= self.prompts);

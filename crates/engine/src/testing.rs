@@ -300,6 +300,8 @@ impl ModelRunner for FakeRunner {
 
     fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
         assert!(self.outcomes.len() <= self.steps_ahead, "{} steps under way", self.outcomes.len());
+        let to_read = |outcome: &Result<Outcome, Fault>| outcome.as_ref().is_ok_and(|o| !o.logits.is_empty());
+        assert!(!self.outcomes.iter().any(to_read), "logits to be read are written over");
         let outcome = self.run(batch);
         self.drawn.clear();
         match outcome {

@@ -173,6 +173,19 @@ fn the_thread_outlives_its_handles_until_the_last_answer() {
     thread.join().unwrap();
 }
 
+/// One step is launched too many for an answer that stops, and its fault is heard of too.
+#[test]
+fn what_nobody_waits_for_is_collected() {
+    let ids = expected(&request(1, 4, 9), &limits()).ids();
+    let stopping = Request { stop_ids: vec![ids[0]], ..request(1, 4, 9) };
+    let (handle, thread) = start(FakeRunner::new(limits()).ahead().fail_at(1), Options::default());
+    assert_eq!(submit(&handle, stopping.clone()).wait(), expected(&stopping, &limits()));
+    eventually("the fault is counted", || handle.snapshot().steps_failed == 1);
+    assert_eq!((handle.snapshot().failed, handle.snapshot().stopped), (0, 1));
+    drop(handle);
+    thread.join().unwrap();
+}
+
 #[test]
 fn a_panic_in_the_model_is_heard_by_everyone() {
     let runner = FakeRunner::new(Limits { step_rows: 2, ..limits() }).panic_at(3);

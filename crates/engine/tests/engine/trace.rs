@@ -393,6 +393,8 @@ fn a_step_is_planned_before_the_last_is_known() {
         "pool 17x4 budget 16 | a=3+1 b=5+2 | step: a+3 b+5 [3] | step: b+1 a. [2] | c=4+2 | step: c+4 b. [1] \
          | step: c+1 [2] | step: c. [0]",
     );
+    // An answer that is all drawn takes nothing from prompts.
+    ahead("pool 17x4 budget 16 share 3 | a=3+1 | step: a+3 [1] | b=8+1 | step: b+8 a. [2] | step: b. [0]");
     // Whoever must give way does when all that is under way is known.
     ahead(
         "pool 5x4 budget 16 spare 0 | a=7+9 b=7+9 | step: a+7 b+7 [4] | step: a+1 b+1 [4] | step: [4] | step: a+1 [3]",

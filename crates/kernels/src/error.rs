@@ -11,6 +11,9 @@ pub enum KernelError {
     /// The device refused or failed; `what` names the kernel and its sizes.
     #[error("{op}: {what}")]
     Device { op: &'static str, what: String },
+    /// The device will do nothing more for this process.
+    #[error("the device is lost, and the process must be started again: {op}: {what}")]
+    Lost { op: &'static str, what: String },
 }
 
 pub type Result<T> = std::result::Result<T, KernelError>;

@@ -18,7 +18,7 @@
 
 namespace {
 
-enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_HANDLE = 400, NOT_FOUND = 500, FAILED = 719 };
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, INVALID_HANDLE = 400, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, FAILED = 719 };
 
 typedef std::function<int()> Work;
 struct Graph {
@@ -113,7 +113,9 @@ FN cuDriverGetVersion(int *version) {
     return OK;
 }
 FN cuGetErrorString(int status, const char **text) {
-    *text = status == OUT_OF_MEMORY ? "out of memory" : status == FAILED ? "unspecified launch failure" : "an error";
+    *text = status == OUT_OF_MEMORY ? "out of memory" : status == FAILED            ? "unspecified launch failure"
+            : status == ILLEGAL_ADDRESS ? "an illegal memory access was encountered"
+                                        : "an error";
     return OK;
 }
 FN cuDeviceGetCount(int *n) { return *n = (int)gpus().size(), OK; }
@@ -250,7 +252,7 @@ FN cuLaunchKernel(Function *function, unsigned x, unsigned y, unsigned z, unsign
     Params p;
     memcpy(&p, arguments[0], sizeof p);
     return put(s, [=] {
-        if (p.n < 0) return (int)FAILED;
+        if (p.n < 0) return (int)(p.n == -2 ? ILLEGAL_ADDRESS : FAILED);
         if (fault(!in_memory((uint64_t)p.from, p.n) || !in_memory((uint64_t)p.to, p.n))) return (int)FAILED;
         for (int i = 0; i < p.n; i++) p.to[i] = (uint8_t)(p.from[i] + x * y * z);
         return (int)OK;

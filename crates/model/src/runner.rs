@@ -2,7 +2,7 @@
 
 use crate::forward::Model;
 use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
-use kernels::{Backend, Step};
+use kernels::{Backend, KernelError, Step};
 
 impl<B: Backend> ModelRunner for Model<B> {
     fn limits(&self) -> Limits {
@@ -35,10 +35,34 @@ impl<B: Backend> ModelRunner for Model<B> {
             tables: &batch.tables,
             outputs: &batch.outputs,
         };
-        Model::launch(self, &step, &batch.draws, &batch.reads).map_err(|e| Fault(e.to_string()))
+        Model::launch(self, &step, &batch.draws, &batch.reads).map_err(fault)
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {
-        Model::collect(self, &mut outcome.drawn, &mut outcome.logits).map_err(|e| Fault(e.to_string()))
+        Model::collect(self, &mut outcome.drawn, &mut outcome.logits).map_err(fault)
+    }
+}
+
+/// # Panics
+/// If the device is lost: each later step would fail, so the engine ends, and with it the process.
+fn fault(error: KernelError) -> Fault {
+    match error {
+        lost @ KernelError::Lost { .. } => panic!("{lost}"),
+        error => Fault(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_device_ends_the_engine_and_other_errors_a_step() {
+        let what = || "an illegal address".to_owned();
+        let other = fault(KernelError::Device { op: "read", what: what() });
+        assert_eq!(other, Fault("read: an illegal address".into()));
+        let lost = std::panic::catch_unwind(|| fault(KernelError::Lost { op: "read", what: what() }));
+        let said = lost.unwrap_err().downcast::<String>().unwrap();
+        assert!(said.contains("must be started again: read: an illegal address"), "{said}");
     }
 }

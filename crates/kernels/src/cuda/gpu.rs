@@ -127,7 +127,7 @@ impl Gpu {
     }
 
     fn bind(&self, op: &'static str) -> Result<()> {
-        self.stream.context().bind_to_thread().map_err(|error| refused(op, said(error)))
+        self.stream.context().bind_to_thread().map_err(|error| failed(op, "", error))
     }
 
     fn launch(&self, launches: &[Launch]) -> Result<()> {
@@ -136,7 +136,7 @@ impl Gpu {
 
     /// What was captured is known when capturing ends, as it must in any case.
     fn captured(&self, launches: &[Launch]) -> Result<CudaGraph> {
-        let failed = |error| refused("capture", format!("{} launches: {}", launches.len(), said(error)));
+        let failed = |error| failed("capture", &format!("{} launches: ", launches.len()), error);
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(failed)?;
         let launched = self.launch(launches);
@@ -163,14 +163,14 @@ impl Device for Gpu {
 
     fn free_bytes(&self) -> Result<u64> {
         let free = self.stream.context().mem_get_info();
-        free.map(|(free, _)| free as u64).map_err(|error| refused("free_bytes", said(error)))
+        free.map(|(free, _)| free as u64).map_err(|error| failed("free_bytes", "", error))
     }
 
     fn allocate(&self, bytes: usize, what: &'static str) -> Result<Memory> {
         self.bind("allocate")?;
         let failed = |error: DriverError| match error.0 {
             sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => KernelError::Memory { what, bytes },
-            _ => refused("allocate", format!("{bytes} B for {what}: {}", said(error))),
+            _ => self::failed("allocate", &format!("{bytes} B for {what}: "), error),
         };
         // SAFETY: the context is bound; what the memory holds is set next. None has no address, so at least 1.
         let address = unsafe { result::malloc_sync(bytes.max(1)) }.map_err(failed)?;
@@ -194,7 +194,7 @@ impl Device for Gpu {
         self.bind("write")?;
         // SAFETY: within memory, as checked, which is freed only once the stream has come past this.
         let written = unsafe { self.staging.borrow_mut().write(&self.stream, to.address + at as u64, bytes) };
-        written.map_err(|error| refused("write", format!("{} B: {}", bytes.len(), said(error))))
+        written.map_err(|error| failed("write", &format!("{} B: ", bytes.len()), error))
     }
 
     fn read(&self, from: &Memory, at: usize, out: &mut [u8]) -> Result<()> {
@@ -204,7 +204,7 @@ impl Device for Gpu {
         // SAFETY: within memory, as checked, which is borrowed through the call.
         let read = unsafe { self.staging.borrow_mut().read(&self.stream, from.address + at as u64, out) };
         // The first that waits hears what kernels before it did wrong.
-        read.map_err(|error| refused("read", format!("{len} B, or a kernel before: {}", said(error))))
+        read.map_err(|error| failed("read", &format!("{len} B, or a kernel before: "), error))
     }
 
     fn run(&self, launches: &[Launch]) -> Result<()> {
@@ -214,7 +214,7 @@ impl Device for Gpu {
         }
         launches.iter().try_for_each(|launch| {
             self.loaded.launch(launch, &self.stream)?;
-            let failed = |error| refused(launch.kernel.name, format!("{}: {}", sizes(launch), said(error)));
+            let failed = |error| failed(launch.kernel.name, &format!("{}: ", sizes(launch)), error);
             self.stream.synchronize().map_err(failed)
         })
     }
@@ -222,12 +222,12 @@ impl Device for Gpu {
     fn capture(&self, launches: &[Launch]) -> Result<Graph> {
         self.bind("capture")?;
         let graph = self.captured(launches)?;
-        graph.upload().map_err(|error| refused("capture", said(error)))?;
+        graph.upload().map_err(|error| failed("capture", "", error))?;
         Ok(Graph { graph, _loaded: self.loaded.clone() })
     }
 
     fn replay(&self, graph: &Graph) -> Result<()> {
-        graph.graph.launch().map_err(|error| refused("replay", said(error)))
+        graph.graph.launch().map_err(|error| failed("replay", "", error))
     }
 }
 
@@ -248,7 +248,39 @@ impl Drop for Memory {
     }
 }
 
-/// The device refused or failed.
+/// The driver's errors after which each call of this process returns an error: those that its documentation says so of,
+/// and those of hardware that is gone (999 is what is seen of a GPU that fell off its bus).
+fn is_lost(error: DriverError) -> bool {
+    use sys::CUresult as E;
+    matches!(
+        error.0,
+        E::CUDA_ERROR_DEINITIALIZED
+            | E::CUDA_ERROR_ECC_UNCORRECTABLE
+            | E::CUDA_ERROR_NVLINK_UNCORRECTABLE
+            | E::CUDA_ERROR_CONTAINED
+            | E::CUDA_ERROR_ILLEGAL_ADDRESS
+            | E::CUDA_ERROR_LAUNCH_TIMEOUT
+            | E::CUDA_ERROR_CONTEXT_IS_DESTROYED
+            | E::CUDA_ERROR_ASSERT
+            | E::CUDA_ERROR_HARDWARE_STACK_ERROR
+            | E::CUDA_ERROR_ILLEGAL_INSTRUCTION
+            | E::CUDA_ERROR_MISALIGNED_ADDRESS
+            | E::CUDA_ERROR_INVALID_ADDRESS_SPACE
+            | E::CUDA_ERROR_INVALID_PC
+            | E::CUDA_ERROR_LAUNCH_FAILED
+            | E::CUDA_ERROR_TENSOR_MEMORY_LEAK
+            | E::CUDA_ERROR_MPS_CLIENT_TERMINATED
+            | E::CUDA_ERROR_UNKNOWN
+    )
+}
+
+/// The driver returned an error. `about`: what was done, with a colon behind it.
+fn failed(op: &'static str, about: &str, error: DriverError) -> KernelError {
+    let what = format!("{about}{}", said(error));
+    if is_lost(error) { KernelError::Lost { op, what } } else { KernelError::Device { op, what } }
+}
+
+/// Not the driver: we refuse it.
 fn refused(op: &'static str, what: String) -> KernelError {
     KernelError::Device { op, what }
 }

@@ -1,7 +1,7 @@
 //! Kernels on a GPU: modules and the functions in them, all found at start.
 
 use super::driver::said;
-use super::{NoGpu, refused};
+use super::{NoGpu, failed, refused};
 use crate::cuda::compile::Code;
 use crate::cuda::{About, Kernel, Launch};
 use crate::error::{Result, require};
@@ -100,7 +100,7 @@ impl Loaded {
                 &mut arguments,
             )
         };
-        launched.map_err(|error| refused(kernel.name, format!("{}: {}", sizes(launch), said(error))))
+        launched.map_err(|error| failed(kernel.name, &format!("{}: ", sizes(launch)), error))
     }
 }
 

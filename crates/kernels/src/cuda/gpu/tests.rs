@@ -190,7 +190,34 @@ fn a_kernel_that_fails_is_named_when_stepping_and_heard_of_when_not() {
     let gpu = open(0, &[&ADD]).unwrap().stepwise();
     let said = gpu.run(&[failing]).unwrap_err().to_string();
     let expected = "smxx_u32_probe_reverse: grid [3, 1, 1] of 64 threads, 0 B of shared memory: unspecified";
-    assert!(said.starts_with(expected), "{said}");
+    assert!(said.contains(expected), "{said}");
+}
+
+/// After such an error nothing works any more, and each call says so. Other errors pass.
+#[test]
+fn a_lost_gpu_is_told_from_a_call_that_fails() {
+    let _alone = alone();
+    for (n, words) in [(-1, "unspecified launch failure"), (-2, "an illegal memory access")] {
+        let gpu = open(0, &[&ADD]).unwrap();
+        let memory = gpu.allocate(8, "a test").unwrap();
+        let graph = gpu.capture(&[launch(&memory, &memory, 8, 1)]).unwrap();
+        gpu.run(&[launch(&memory, &memory, n, 1)]).unwrap();
+        let after = [
+            gpu.read(&memory, 0, &mut [0; 8]),
+            gpu.write(&memory, 0, &[0; 8]),
+            gpu.run(&[launch(&memory, &memory, 8, 1)]),
+            gpu.replay(&graph),
+        ];
+        for lost in after {
+            let lost = lost.unwrap_err();
+            assert!(matches!(lost, KernelError::Lost { .. }) && lost.to_string().contains(words), "{lost}");
+        }
+    }
+    use sys::CUresult as E;
+    for passes in [E::CUDA_ERROR_OUT_OF_MEMORY, E::CUDA_ERROR_INVALID_VALUE, E::CUDA_ERROR_NOT_READY] {
+        let error = failed("run", "", DriverError(passes));
+        assert!(matches!(error, KernelError::Device { .. }), "{error}");
+    }
 }
 
 #[test]

@@ -177,32 +177,26 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
     b.reserve(Workspace {
         limits: limits.clone(),
         mla: d,
+        rope: Rope { inv_freq: vec![1.0; d.qk_rope_head_dim / 2], scale: 1.0 },
         widest: d.n_heads * d.kv_lora_rank,
         widest_mlp: TOP_K * EXPERT,
         n_experts: EXPERTS,
         top_k: TOP_K,
     })?;
     let mut arena = b.arena(1, &limits, d.latent_width())?;
-    let rope = Rope { inv_freq: vec![1.0; d.qk_rope_head_dim / 2], scale: 1.0 };
     let rows: Vec<u32> = (0..t as u32).collect();
     let tables: Vec<u32> = (1..limits.n_blocks as u32).collect();
-    b.begin_step(
-        &Step {
-            copies: &[],
-            tokens: &vec![0; t],
-            positions: &vec![DEPTH as u32 - 1; t],
-            slots: &rows
-                .iter()
-                .map(|r| tables[(*r as usize + 1) * DEPTH / 64 - 1] * 64 + 63)
-                .collect::<Vec<_>>(),
-            row_start: &(0..=t as u32).collect::<Vec<_>>(),
-            kv_len: &vec![DEPTH as u32; t],
-            expanded: &vec![false; t],
-            tables: &tables,
-            outputs: &rows,
-        },
-        &rope,
-    )?;
+    b.begin_step(&Step {
+        copies: &[],
+        tokens: &vec![0; t],
+        positions: &vec![DEPTH as u32 - 1; t],
+        slots: &rows.iter().map(|r| tables[(*r as usize + 1) * DEPTH / 64 - 1] * 64 + 63).collect::<Vec<_>>(),
+        row_start: &(0..=t as u32).collect::<Vec<_>>(),
+        kv_len: &vec![DEPTH as u32; t],
+        expanded: &vec![false; t],
+        tables: &tables,
+        outputs: &rows,
+    })?;
     let width = d.n_heads * d.qk_head_dim();
     let a_width = width + d.latent_width();
     let norm = b.buffer(HIDDEN)?;

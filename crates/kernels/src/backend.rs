@@ -12,7 +12,7 @@
 //! captured graph has no arguments that change.
 
 use crate::dtype::Precision;
-use crate::error::Result;
+use crate::error::{Result, require};
 use crate::matrix::Parts;
 use crate::ops::{
     AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
@@ -73,12 +73,24 @@ impl MlaDims {
 pub struct Workspace {
     pub limits: StepLimits,
     pub mla: MlaDims,
+    /// Of all steps.
+    pub rope: Rope,
     /// Widest input of any product.
     pub widest: usize,
     /// `num_experts_per_tok * max(moe_intermediate)` and the like: widest row of a gated MLP's middle.
     pub widest_mlp: usize,
     pub n_experts: usize,
     pub top_k: usize,
+}
+
+impl Workspace {
+    pub(crate) fn check(&self) -> Result<()> {
+        self.limits.check()?;
+        require(self.mla.n_heads > 0, "reserve", || "no heads".into())?;
+        let width = 2 * self.rope.inv_freq.len();
+        let fits = width > 0 && width == self.mla.qk_rope_head_dim;
+        require(fits, "reserve", || format!("rope of {width}"))
+    }
 }
 
 /// Rows of a buffer: row `t` is `buffer[offset + t * stride..]`.
@@ -133,7 +145,7 @@ pub trait Backend: Sized + Send {
     /// Packs matrices of one shape. `precision` is what the elements are rounded to.
     fn pack(&mut self, stack: &[Parts<'_>], precision: Precision) -> Result<Self::Weight>;
     fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<Self::Arena>;
-    /// Reserves the scratch memory of the largest step.
+    /// Reserves the scratch memory of the largest step, and takes over its rope.
     fn reserve(&mut self, workspace: Workspace) -> Result<()>;
 
     // Sizes, for the checks that the ops share.
@@ -155,9 +167,9 @@ pub trait Backend: Sized + Send {
 
     // A step.
 
-    /// Takes over the step's indices and the rotary angles of its positions.
+    /// Takes over the step's indices.
     /// GPU: one host-to-device copy of a pinned struct; 4 B × (3 T + rows × (table width + 3) + 2 copies).
-    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()>;
+    fn begin_step(&mut self, step: &Step<'_>) -> Result<()>;
     /// Tokens of the current step.
     fn step_tokens(&self) -> usize;
 

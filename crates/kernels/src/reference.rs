@@ -16,8 +16,7 @@ use sampler::{Drawn, Draws};
 pub struct Reference {
     precision: Precision,
     step: StepState,
-    limits: Option<StepLimits>,
-    rope_width: usize,
+    reserved: Option<(StepLimits, Rope)>,
     /// `[tokens, rope / 2, 2]`
     cos_sin: Vec<f32>,
     logits: HostLogits,
@@ -60,15 +59,15 @@ impl Reference {
         Self {
             precision,
             step: StepState::default(),
-            limits: None,
-            rope_width: 0,
+            reserved: None,
             cos_sin: Vec::new(),
             logits: HostLogits::default(),
         }
     }
 
     fn angles(&self, t: usize) -> &[f32] {
-        &self.cos_sin[t * self.rope_width..][..self.rope_width]
+        let width = self.cos_sin.len() / self.step.n_tokens();
+        &self.cos_sin[t * width..][..width]
     }
 
     /// `(row, token, keys that the token sees)` of each token of the rows that are `expanded`, or are not.
@@ -133,7 +132,7 @@ impl Backend for Reference {
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
         self.step = StepState::new(&workspace.limits);
-        self.limits = Some(workspace.limits);
+        self.reserved = Some((workspace.limits, workspace.rope));
         Ok(())
     }
 
@@ -173,13 +172,12 @@ impl Backend for Reference {
         indices[..len].to_vec()
     }
 
-    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
-        let limits = self.limits.as_ref();
-        let limits =
-            limits.ok_or_else(|| KernelError::Shape { op: "begin_step", what: "nothing reserved".into() })?;
+    fn begin_step(&mut self, step: &Step<'_>) -> Result<()> {
+        let Some((limits, rope)) = &self.reserved else {
+            return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
+        };
         self.step.load(step, limits, self.logits.drawn().len())?;
         self.step.resolve(self.logits.drawn());
-        self.rope_width = 2 * rope.inv_freq.len();
         self.cos_sin.clear();
         for &position in &self.step.positions {
             for freq in &rope.inv_freq {

@@ -88,12 +88,12 @@ impl Case {
     /// The latent rows of `sequences` into the cache, NaN wherever none is, then attention of the new tokens: `[tokens,
     /// heads, kv_lora_rank]`. Sequences and their queries depend on the row's number in `names` alone.
     fn run<B: Backend>(&self, b: &mut B, names: &[u64]) -> Vec<f32> {
-        let (arena, rope) = self.fill(b, names);
-        self.attend(b, &arena, &rope, names)
+        let arena = self.fill(b, names);
+        self.attend(b, &arena, names)
     }
 
     /// [`Self::run`] but for attention.
-    fn fill<B: Backend>(&self, b: &mut B, names: &[u64]) -> (B::Arena, Rope) {
+    fn fill<B: Backend>(&self, b: &mut B, names: &[u64]) -> B::Arena {
         let (d, limits) = (self.dims, self.limits());
         let rope = Rope {
             inv_freq: (0..d.qk_rope_head_dim / 2).map(|i| 0.7f32.powi(i as i32)).collect(),
@@ -102,6 +102,7 @@ impl Case {
         b.reserve(Workspace {
             limits: limits.clone(),
             mla: d,
+            rope,
             widest: 16,
             widest_mlp: 16,
             n_experts: 0,
@@ -124,7 +125,7 @@ impl Case {
                 tables: &vec![0; limits.table_width()],
                 outputs: &[],
             };
-            b.begin_step(&step, &rope).unwrap();
+            b.begin_step(&step).unwrap();
             let kv = b.upload(&latents).unwrap();
             let kv = View::dense(&kv, width);
             b.latent_write(LatentWrite { kv, norm: &norm, eps: 1e-6, dims: d, layer: 1, arena: &mut arena })
@@ -138,10 +139,10 @@ impl Case {
             let n = self.kv_len(r);
             write(b, &self.slots(r, 0..n), noise(n * width, name).collect());
         }
-        (arena, rope)
+        arena
     }
 
-    fn attend<B: Backend>(&self, b: &mut B, arena: &B::Arena, rope: &Rope, names: &[u64]) -> Vec<f32> {
+    fn attend<B: Backend>(&self, b: &mut B, arena: &B::Arena, names: &[u64]) -> Vec<f32> {
         let (d, n) = (self.dims, self.tokens());
         let mut row_start = vec![0u32];
         let (mut positions, mut slots, mut tables, mut q) = (vec![], vec![], vec![], vec![]);
@@ -168,7 +169,7 @@ impl Case {
             tables: &tables,
             outputs: &[],
         };
-        b.begin_step(&step, rope).unwrap();
+        b.begin_step(&step).unwrap();
         let q = b.upload(&q).unwrap();
         let mut out = b.buffer(n * d.n_heads * d.kv_lora_rank).unwrap();
         b.attend_latent(AttendLatent { q: &q, arena, layer: 1, out: &mut out, dims: d }).unwrap();
@@ -296,11 +297,11 @@ fn one_more_key_is_1152_bytes() {
     let attention_alone = |len: usize| {
         let case = Case::new(&[(len - 1, 1)]);
         let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::Bf16);
-        let (arena, rope) = case.fill(&mut b, &[1]);
+        let arena = case.fill(&mut b, &[1]);
         let any = b.buffer(1).unwrap();
         b.read(&any, 1); // runs what is on the list
         b.device().reset_counters();
-        case.attend(&mut b, &arena, &rope, &[1]);
+        case.attend(&mut b, &arena, &[1]);
         b.device().counters().loaded_bytes
     };
     assert_eq!(attention_alone(101) - attention_alone(100), 1152);

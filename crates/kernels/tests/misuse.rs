@@ -28,11 +28,8 @@ const STEP: Step<'static> = Step {
 };
 
 fn workspace(limits: StepLimits) -> Workspace {
-    Workspace { limits, mla: DIMS, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2 }
-}
-
-fn rope() -> Rope {
-    Rope { inv_freq: vec![1.0], scale: 1.0 }
+    let rope = Rope { inv_freq: vec![1.0], scale: 1.0 };
+    Workspace { limits, mla: DIMS, rope, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2 }
 }
 
 fn reserved(precision: Precision) -> Cpu {
@@ -44,7 +41,7 @@ fn reserved(precision: Precision) -> Cpu {
 /// Ready for the ops of [`STEP`].
 fn begun(precision: Precision) -> Cpu {
     let mut cpu = reserved(precision);
-    cpu.begin_step(&STEP, &rope()).unwrap();
+    cpu.begin_step(&STEP).unwrap();
     cpu
 }
 
@@ -95,16 +92,16 @@ fn copies_of_blocks_that_cannot_be() {
         (&[(2, 2)], "to itself"),
         (&[(1, 2), (1, 3), (1, 4)], "more copies"),
     ] {
-        check_refused(cpu.begin_step(&Step { copies, ..STEP }, &rope()), what);
+        check_refused(cpu.begin_step(&Step { copies, ..STEP }), what);
     }
-    cpu.begin_step(&Step { copies: &[(4, 3), (3, 1)], ..STEP }, &rope()).unwrap();
+    cpu.begin_step(&Step { copies: &[(4, 3), (3, 1)], ..STEP }).unwrap();
 }
 
 #[test]
 fn rows_that_no_attention_is_named_for() {
     let mut cpu = reserved(Precision::F32);
     for expanded in [&[][..], &[false, true]] {
-        check_refused(cpu.begin_step(&Step { expanded, ..STEP }, &rope()), "expanded does not fit");
+        check_refused(cpu.begin_step(&Step { expanded, ..STEP }), "expanded does not fit");
     }
 }
 
@@ -124,7 +121,7 @@ fn dimensions_that_nothing_was_reserved_for() {
         "reserved for",
     );
     let short = Rope { inv_freq: vec![], scale: 1.0 };
-    check_refused(cpu.begin_step(&STEP, &short), "rope of 0");
+    check_refused(cpu.reserve(Workspace { rope: short, ..workspace(LIMITS) }), "rope of 0");
 }
 
 #[test]
@@ -173,7 +170,7 @@ fn odd_heads_that_fill_the_operands() {
         cpu.reserve(Workspace { widest, ..workspace(limits) }).unwrap();
         let step =
             Step { tokens: &[1], positions: &[0], slots: &[8], row_start: &[0, 1], kv_len: &[1], ..STEP };
-        cpu.begin_step(&Step { outputs: &[0], ..step }, &rope()).unwrap();
+        cpu.begin_step(&Step { outputs: &[0], ..step }).unwrap();
         let w_uv = ones(&mut cpu, [2, 3, 5]);
         let (latent, mut out) = (vec![1.0; 10], vec![0.0; 6]);
         cpu.absorb_output(AbsorbOutput { latent: &latent, w_uv: &w_uv, out: &mut out, dims: DIMS })
@@ -195,7 +192,7 @@ fn ops_outside_a_step() {
 fn a_step_without_outputs_has_no_logits() {
     let mut cpu = Cpu::new(2, Precision::F32);
     cpu.reserve(workspace(StepLimits { outputs: 0, ..LIMITS })).unwrap();
-    cpu.begin_step(&Step { outputs: &[], ..STEP }, &rope()).unwrap();
+    cpu.begin_step(&Step { outputs: &[], ..STEP }).unwrap();
     let (x, norm, weight) = (vec![0.0; 16], vec![1.0; 8], ones(&mut cpu, [1, 10, 8]));
     cpu.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &weight }).unwrap();
     let mut logits = vec![1.0];
@@ -241,7 +238,7 @@ fn nan_in_one_part_of_a_long_row_shows() {
             tables: &(1..=512).collect::<Vec<u32>>(),
             outputs: &[],
         };
-        cpu.begin_step(&step, &rope()).unwrap();
+        cpu.begin_step(&step).unwrap();
         let width = DIMS.latent_width();
         let mut kv = vec![1.0; tokens * width];
         kv[3 * width] = f32::NAN;

@@ -138,7 +138,7 @@ impl<B: Backend> Model<B> {
     /// Fills the step's slots with made-up latent rows in every layer, so that decoding at a depth can be
     /// measured without computing all that comes before it.
     pub fn prime(&mut self, step: &Step<'_>) -> Result<(), KernelError> {
-        self.backend.begin_step(step, &self.spec.rope)?;
+        self.backend.begin_step(step)?;
         let width = self.spec.latent_width();
         let noise = (0..step.tokens.len() * width).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0);
         let noise = self.backend.upload(&noise.collect::<Vec<_>>())?;
@@ -194,7 +194,7 @@ impl<B: Backend> Model<B> {
 
     /// All up to the logits.
     fn compute(&mut self, step: &Step<'_>, mut look: impl FnMut(Place, &Self)) -> Result<(), KernelError> {
-        self.backend.begin_step(step, &self.spec.rope)?;
+        self.backend.begin_step(step)?;
         if !step.copies.is_empty() {
             self.backend.copy_blocks(CopyBlocks { arena: &mut self.arena })?;
         }
@@ -376,6 +376,7 @@ pub fn workspace(spec: &ModelSpec, limits: &StepLimits) -> Workspace {
     Workspace {
         limits: limits.clone(),
         mla: *d,
+        rope: spec.rope.clone(),
         widest: [
             spec.hidden_size,
             spec.q_lora_rank.unwrap_or(0),

@@ -24,7 +24,7 @@ pub use arena::LatentArena;
 pub use isa::Isa;
 pub use packed::PackedMatrices;
 
-use crate::backend::{Backend, MlaDims, Rope, Workspace};
+use crate::backend::{Backend, MlaDims, Workspace};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::logits::HostLogits;
@@ -50,7 +50,7 @@ pub struct Cpu {
     precision: Precision,
     step: StepState,
     /// The sizes that scratch memory was made for.
-    reserved: Option<(StepLimits, MlaDims)>,
+    reserved: Option<Workspace>,
     /// `[tokens, rope / 2, 2]` cos and sin of the step's positions
     cos_sin: Vec<f32>,
     /// Tokens of rows that take `attend_latent`.
@@ -110,7 +110,7 @@ impl Cpu {
 
     /// `dims` and the arena are those that scratch memory was made for and the step was checked against.
     fn check_reserved(&self, op: &'static str, dims: &MlaDims, arena: Option<&LatentArena>) -> Result<()> {
-        let Some((limits, mla)) = &self.reserved else {
+        let Some(Workspace { limits, mla, .. }) = &self.reserved else {
             return Err(KernelError::Shape { op, what: "nothing reserved".into() });
         };
         require(mla == dims, op, || format!("{dims:?}, reserved for {mla:?}"))?;
@@ -174,9 +174,8 @@ impl Backend for Cpu {
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
+        workspace.check()?;
         let Workspace { limits, mla, .. } = &workspace;
-        limits.check()?;
-        require(mla.n_heads > 0, "reserve", || "no heads".into())?;
         self.reserved = None;
         self.step = StepState::new(limits);
         self.cos_sin = zeros(limits.tokens * mla.qk_rope_head_dim)?;
@@ -184,7 +183,7 @@ impl Backend for Cpu {
         self.logits = HostLogits::new(limits)?;
         self.samplers.reserve(limits.rows);
         self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
-        self.reserved = Some((workspace.limits, workspace.mla));
+        self.reserved = Some(workspace);
         Ok(())
     }
 
@@ -224,15 +223,15 @@ impl Backend for Cpu {
         indices[..len].to_vec()
     }
 
-    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
-        let Some((limits, mla)) = &self.reserved else {
+    fn begin_step(&mut self, step: &Step<'_>) -> Result<()> {
+        let Some(Workspace { limits, rope, .. }) = &self.reserved else {
             return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
         };
-        let width = 2 * rope.inv_freq.len();
-        require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
         self.step.load(step, limits, self.logits.drawn().len())?;
         self.step.resolve(self.logits.drawn());
-        for (&position, out) in self.step.positions.iter().zip(self.cos_sin.chunks_exact_mut(width)) {
+        for (&position, out) in
+            self.step.positions.iter().zip(self.cos_sin.chunks_exact_mut(2 * rope.inv_freq.len()))
+        {
             for (pair, freq) in out.chunks_exact_mut(2).zip(&rope.inv_freq) {
                 let (sin, cos) = (position as f32 * freq).sin_cos();
                 (pair[0], pair[1]) = (cos * rope.scale, sin * rope.scale);

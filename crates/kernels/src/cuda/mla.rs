@@ -189,7 +189,7 @@ pub(super) fn attend_latent<D: Device>(
 
 #[cfg(all(test, feature = "sim"))]
 mod tests {
-    use super::super::rows::tests::{Cuda, ODD, Steps, noise, rope, workspace};
+    use super::super::rows::tests::{Cuda, ODD, Steps, noise, workspace};
     use super::super::sim::{Emulator, Mode};
     use super::*;
     use crate::backend::{Backend, MlaDims};
@@ -209,7 +209,7 @@ mod tests {
         let numbers = noise(steps.limits.slots() * dims.latent_width(), 3);
         let bytes: Vec<u8> = numbers.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect();
         b.device.write(arena.held.get(), 0, &bytes).unwrap();
-        b.begin_step(&steps.step(), &rope(dims.qk_rope_head_dim)).unwrap();
+        b.begin_step(&steps.step()).unwrap();
         let n = steps.positions.len() * dims.n_heads;
         let q = b.upload(&noise(n * dims.latent_width(), 4)).unwrap();
         let mut out = b.buffer(n * dims.kv_lora_rank).unwrap();
@@ -239,7 +239,7 @@ mod tests {
             let mut b: Cuda = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
             b.reserve(workspace(&steps.limits, dims)).unwrap();
             let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
-            b.begin_step(&steps.step(), &rope(dims.qk_rope_head_dim)).unwrap();
+            b.begin_step(&steps.step()).unwrap();
             let q = b.upload(&vec![0.0; dims.n_heads * dims.latent_width()]).unwrap();
             let mut out = b.buffer(dims.n_heads * kv_lora_rank).unwrap();
             let ran = b.attend_latent(AttendLatent { q: &q, arena: &arena, layer: 0, out: &mut out, dims });

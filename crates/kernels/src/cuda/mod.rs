@@ -114,8 +114,6 @@ struct Reserved<D: Device> {
     step: DeviceStep<D>,
     /// f32 `[context_len, rope / 2, 2]`: cos and sin of each position
     angles: Held<D>,
-    /// What they are of, once a step has named it.
-    rope: Option<Rope>,
     gemm: gemm::Scratch<D>,
     mla_scratch: mla::Scratch<D>,
     prefill: prefill::Scratch<D>,
@@ -278,13 +276,8 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
-    /// cos and sin of the positions below the context's length, where another rope's are.
-    fn angles(&mut self, rope: &Rope) -> Result<()> {
-        let Self { device, reserved: Some(reserved), .. } = self else { return Ok(()) };
-        if reserved.rope.as_ref() == Some(rope) {
-            return Ok(());
-        }
-        reserved.rope = None;
+    /// cos and sin of the positions below `context_len`.
+    fn angles(&self, rope: &Rope, context_len: usize) -> Result<Held<D>> {
         let angle = |position: usize| {
             let cos_sin = move |freq: &f32| {
                 let angle = position as f32 * freq;
@@ -292,11 +285,10 @@ impl<D: Device> CudaBackend<D> {
             };
             rope.inv_freq.iter().flat_map(cos_sin)
         };
-        let positions = 0..reserved.limits.context_len;
-        let bytes: Vec<u8> = positions.flat_map(angle).flat_map(f32::to_ne_bytes).collect();
-        device.write(reserved.angles.get(), 0, &bytes)?;
-        reserved.rope = Some(rope.clone());
-        Ok(())
+        let bytes: Vec<u8> = (0..context_len).flat_map(angle).flat_map(f32::to_ne_bytes).collect();
+        let angles = self.hold(bytes.len(), "rotary angles")?;
+        self.device.write(angles.get(), 0, &bytes)?;
+        Ok(angles)
     }
 
     /// Tokens that launches of this step are made for; kernels stop at the step's own count.
@@ -304,11 +296,9 @@ impl<D: Device> CudaBackend<D> {
         step::bucket(self.step_tokens())
     }
 
-    /// Address of [`Self::angles`].
+    /// Address of the rotary angles.
     fn angles_ptr(&self, op: &'static str) -> Result<Ptr> {
-        let reserved = self.reserved(op)?;
-        require(reserved.rope.is_some(), op, || "no step has begun".into())?;
-        Ok(reserved.angles.ptr())
+        Ok(self.reserved(op)?.angles.ptr())
     }
 }
 
@@ -352,8 +342,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
-        workspace.limits.check()?;
-        require(workspace.mla.n_heads > 0, "reserve", || "no heads".into())?;
+        workspace.check()?;
         self.flush()?;
         self.graphs.clear();
         self.reserved = None;
@@ -365,13 +354,11 @@ impl<D: Device> Backend for CudaBackend<D> {
         let gemm = gemm::Scratch::new(self, &workspace)?;
         let prefill = prefill::Scratch::new(self, &workspace)?;
         let rows = rows::Scratch::new(self, &workspace)?;
-        let angles = 4 * workspace.limits.context_len * workspace.mla.qk_rope_head_dim;
-        let angles = self.hold(angles, "rotary angles")?;
+        let angles = self.angles(&workspace.rope, workspace.limits.context_len)?;
         let bytes = self.taken.get() - before + step.bytes();
         self.reserved = Some(Reserved {
             step,
             angles,
-            rope: None,
             gemm,
             prefill,
             rows,
@@ -419,16 +406,13 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.download(indices, len, u32::from_ne_bytes)
     }
 
-    fn begin_step(&mut self, step: &Step<'_>, rope: &Rope) -> Result<()> {
+    fn begin_step(&mut self, step: &Step<'_>) -> Result<()> {
         self.flush()?;
-        let Some(Reserved { limits, mla, .. }) = &self.reserved else {
+        let Some(Reserved { limits, .. }) = &self.reserved else {
             return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
         };
-        let width = 2 * rope.inv_freq.len();
-        require(width > 0 && width == mla.qk_rope_head_dim, "begin_step", || format!("rope of {width}"))?;
         self.state.load(step, limits, self.logits.drawn().len())?;
         self.state.resolve(self.logits.drawn());
-        self.angles(rope)?;
         let Self { device, reserved: Some(reserved), state, .. } = self else { return Ok(()) };
         reserved.step.load(device, state)
     }

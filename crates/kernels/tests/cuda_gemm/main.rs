@@ -153,7 +153,8 @@ fn experts_are_summed_by_id_and_unknown_ones_left_out() {
             };
             let mla = ODD.mla();
             let (widest, widest_mlp) = (64, 96);
-            b.reserve(Workspace { limits, mla, widest, widest_mlp, n_experts: 2, top_k: 2 }).unwrap();
+            let rope = Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 };
+            b.reserve(Workspace { limits, mla, rope, widest, widest_mlp, n_experts: 2, top_k: 2 }).unwrap();
             let zeros = vec![0; tokens];
             let step = Step {
                 copies: &[],
@@ -166,7 +167,7 @@ fn experts_are_summed_by_id_and_unknown_ones_left_out() {
                 tables: &zeros,
                 outputs: &[],
             };
-            b.begin_step(&step, &Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 }).unwrap();
+            b.begin_step(&step).unwrap();
             let stored = [0, 1, 2, 3].map(|i| Stored::new(Format::Bf16, [32, 32], i));
             let pairs = stored.as_chunks::<2>().0;
             let gate_up: Vec<Parts<'_>> =

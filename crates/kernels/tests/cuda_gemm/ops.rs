@@ -181,6 +181,7 @@ pub(crate) fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: 
     b.reserve(Workspace {
         limits,
         mla: d,
+        rope: Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 },
         widest: widest.into_iter().max().unwrap(),
         widest_mlp: s.top_k * s.intermediate.next_multiple_of(16),
         n_experts: s.n_experts,
@@ -201,8 +202,7 @@ pub(crate) fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: 
         tables: &count(1),
         outputs: &outputs,
     };
-    let rope = Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 };
-    b.begin_step(&step, &rope).unwrap();
+    b.begin_step(&step).unwrap();
     let input = |b: &mut B, width: usize, seed: u64| {
         let rows = which.iter().flat_map(|&t| noise(width, seed + 1000 * t as u64));
         b.upload(&rows.collect::<Vec<_>>()).unwrap()

@@ -121,18 +121,19 @@ pub(crate) fn run<B: Backend>(
     let (h, inter, e, k) = (s.hidden, s.intermediate, s.n_experts, s.top_k);
     let t = data.tokens.len();
     let widest = h.max(d.n_heads * d.qk_head_dim()).max(d.n_heads * d.latent_width());
+    let rope =
+        Rope { inv_freq: (0..d.qk_rope_head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect(), scale: 1.1 };
     b.reserve(Workspace {
         limits: data.limits.clone(),
         mla: d,
+        rope,
         widest,
         widest_mlp: inter.max(k * inter.next_multiple_of(16)),
         n_experts: e,
         top_k: k,
     })
     .unwrap();
-    let rope =
-        Rope { inv_freq: (0..d.qk_rope_head_dim / 2).map(|i| 0.5f32.powi(i as i32)).collect(), scale: 1.1 };
-    b.begin_step(&data.step(), &rope).unwrap();
+    b.begin_step(&data.step()).unwrap();
     let mut results = Vec::new();
 
     let weight = |b: &mut B, stack: usize, rows: usize, cols: usize, seed: u64, precision| {
@@ -202,7 +203,7 @@ pub(crate) fn run<B: Backend>(
                 tables: &data.tables[r * table_width..][..table_width],
                 outputs: &[],
             };
-            b.begin_step(&one, &rope).unwrap();
+            b.begin_step(&one).unwrap();
             let kv = b.upload(&noise(width, 1000 * r as u64 + p as u64 + 8)).unwrap();
             let kv = View::dense(&kv, width);
             b.latent_write(LatentWrite {
@@ -216,7 +217,7 @@ pub(crate) fn run<B: Backend>(
             .unwrap();
         }
     }
-    b.begin_step(&data.step(), &rope).unwrap();
+    b.begin_step(&data.step()).unwrap();
     let kv = b.upload(&noise(t * width, 9)).unwrap();
     let kv = View::dense(&kv, width);
     b.latent_write(LatentWrite { kv, norm: &latent_norm, eps: 1e-6, dims: d, layer: 1, arena: &mut arena })
@@ -252,7 +253,7 @@ pub(crate) fn run<B: Backend>(
 
     // The same cache where its blocks were copied to.
     let tables: Vec<u32> = data.tables.iter().map(|&block| data.copied_to(block)).collect();
-    b.begin_step(&Step { copies: &data.copies, tables: &tables, ..data.step() }, &rope).unwrap();
+    b.begin_step(&Step { copies: &data.copies, tables: &tables, ..data.step() }).unwrap();
     b.copy_blocks(CopyBlocks { arena: &mut arena }).unwrap();
     let mut copied = b.buffer(t * d.n_heads * d.kv_lora_rank).unwrap();
     b.attend_latent(AttendLatent { q: &q_latent, arena: &arena, layer: 1, out: &mut copied, dims: d })

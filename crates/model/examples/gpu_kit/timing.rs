@@ -66,7 +66,6 @@ struct Bench<'a, D: Device> {
     options: &'a Options,
     s: Sizes,
     limits: StepLimits,
-    rope: Rope,
     zeros: Vec<u8>,
 }
 
@@ -86,13 +85,13 @@ impl<'a, D: Device> Bench<'a, D> {
         b.reserve(Workspace {
             limits: limits.clone(),
             mla: d,
+            rope: Rope { inv_freq: vec![0.5; d.qk_rope_head_dim / 2], scale: 1.0 },
             widest: s.hidden.max(d.n_heads * d.qk_head_dim().max(d.kv_lora_rank)),
             widest_mlp: s.shared.max(s.top_k * s.expert.next_multiple_of(16)),
             n_experts: s.experts,
             top_k: s.top_k,
         })?;
-        let rope = Rope { inv_freq: vec![0.5; d.qk_rope_head_dim / 2], scale: 1.0 };
-        Ok(Self { b, options, s, limits, rope, zeros: Vec::new() })
+        Ok(Self { b, options, s, limits, zeros: Vec::new() })
     }
 
     /// A step of so many rows of one token, each at the end of its blocks.
@@ -112,7 +111,7 @@ impl<'a, D: Device> Bench<'a, D> {
             tables: &(1..=t as u32 * width).collect::<Vec<_>>(),
             outputs: &rows,
         };
-        self.b.begin_step(&step, &self.rope)
+        self.b.begin_step(&step)
     }
 
     /// Noise, made on the device.

@@ -197,7 +197,8 @@ mod tests {
             block_len: 1,
             n_blocks: 2,
         };
-        b.reserve(Workspace { limits, mla: dims, widest: 32, widest_mlp: 64, n_experts: 3, top_k: 2 })
+        let rope = Rope { inv_freq: vec![1.0], scale: 1.0 };
+        b.reserve(Workspace { limits, mla: dims, rope, widest: 32, widest_mlp: 64, n_experts: 3, top_k: 2 })
             .unwrap();
         let step = Step {
             copies: &[],
@@ -210,7 +211,7 @@ mod tests {
             tables: &[1; TOKENS],
             outputs: &[],
         };
-        b.begin_step(&step, &Rope { inv_freq: vec![1.0], scale: 1.0 }).unwrap();
+        b.begin_step(&step).unwrap();
         let numbers = |n: usize, factor: usize| -> Vec<f32> {
             (0..n).map(|i| (i * factor % 97) as f32 / 97.0 - 0.5).collect()
         };

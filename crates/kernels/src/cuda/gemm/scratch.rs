@@ -24,7 +24,7 @@ pub(crate) struct Scratch<D: Device> {
 
 impl<D: Device> Scratch<D> {
     pub(crate) fn new(b: &CudaBackend<D>, workspace: &Workspace) -> Result<Self> {
-        let Workspace { limits, mla, widest, widest_mlp, n_experts, top_k } = workspace;
+        let Workspace { limits, mla, widest, widest_mlp, n_experts, top_k, .. } = workspace;
         let tokens = super::super::step::bucket(limits.tokens.max(limits.outputs));
         // A grid has no more blocks than that in its second dimension.
         require(u16::try_from(tokens).is_ok(), "reserve", || {

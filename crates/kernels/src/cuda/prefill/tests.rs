@@ -1,7 +1,7 @@
 //! On the emulator, against the reference.
 
 use super::super::CudaBackend;
-use super::super::rows::tests::{Cuda, ODD, Steps, error, noise, rope, workspace};
+use super::super::rows::tests::{Cuda, ODD, Steps, error, noise, workspace};
 use super::super::sim::mutants::{Module, Mutant, all_are_found};
 use super::super::sim::{Counters, Emulator, Mode};
 use crate::backend::{Backend, MlaDims, View};
@@ -92,7 +92,7 @@ fn write<B: Backend>(
             tables: table,
             outputs: &[],
         };
-        b.begin_step(&step, &rope(d.qk_rope_head_dim)).unwrap();
+        b.begin_step(&step).unwrap();
         let kv = b.upload(latents).unwrap();
         let kv = View::dense(&kv, width);
         b.latent_write(LatentWrite { kv, norm: &norm, eps: 1e-6, dims: d, layer: 1, arena }).unwrap();
@@ -133,7 +133,7 @@ fn run<B: Backend>(b: &mut B, case: &Case<'_>) -> Vec<Vec<f32>> {
             }
         }
         q.truncate(q.len() - gap);
-        b.begin_step(&steps.step(), &rope(d.qk_rope_head_dim)).unwrap();
+        b.begin_step(&steps.step()).unwrap();
         let q = b.upload(&q).unwrap();
         let n = steps.tokens.len() * d.n_heads * d.v_head_dim;
         let mut out = b.upload(&vec![UNTOUCHED; n]).unwrap();

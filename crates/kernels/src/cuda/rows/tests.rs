@@ -131,7 +131,8 @@ pub(in crate::cuda) const ODD: MlaDims = MlaDims {
 };
 
 pub(in crate::cuda) fn workspace(limits: &StepLimits, mla: MlaDims) -> Workspace {
-    Workspace { limits: limits.clone(), mla, widest: 64, widest_mlp: 64, n_experts: 8, top_k: 2 }
+    let rope = rope(mla.qk_rope_head_dim);
+    Workspace { limits: limits.clone(), mla, rope, widest: 64, widest_mlp: 64, n_experts: 8, top_k: 2 }
 }
 
 /// A backend in the middle of a step.
@@ -146,7 +147,7 @@ pub(in crate::cuda) fn begin(
     module.into_iter().for_each(|module| emulator.replace(module));
     let mut b = CudaBackend::new(emulator, precision);
     b.reserve(workspace(&steps.limits, mla)).unwrap();
-    b.begin_step(&steps.step(), &rope(mla.qk_rope_head_dim)).unwrap();
+    b.begin_step(&steps.step()).unwrap();
     b
 }
 

@@ -2,7 +2,7 @@
 
 use super::super::super::sim::Mode;
 use super::super::super::sim::mutants::{Module, Mutant, all_are_found};
-use super::super::tests::{ODD, Steps, begin, noise, rope, workspace};
+use super::super::tests::{ODD, Steps, begin, noise, workspace};
 use crate::backend::{Backend, View};
 use crate::dtype::{DType, Precision};
 use crate::matrix::Matrix;
@@ -59,7 +59,7 @@ impl Case {
         let mut workspace = workspace(&steps.limits, ODD);
         workspace.n_experts = rule.n_experts;
         b.reserve(workspace).unwrap();
-        b.begin_step(&steps.step(), &rope(ODD.qk_rope_head_dim)).unwrap();
+        b.begin_step(&steps.step()).unwrap();
         let bytes: Vec<u8> = weight.iter().flat_map(|v| v.to_le_bytes()).collect();
         let weight = Matrix::new(DType::F32, &bytes, [rule.n_experts, hidden], None).unwrap();
         let weight = b.pack(&[weight.into()], Precision::F32).unwrap();

@@ -183,7 +183,7 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
         n_experts: EXPERTS,
         top_k: TOP_K,
     })?;
-    let mut arena = b.arena(1, &limits, d.latent_width())?;
+    let mut arena = b.arena(1, &limits, &d)?;
     let rows: Vec<u32> = (0..t as u32).collect();
     let tables: Vec<u32> = (1..limits.n_blocks as u32).collect();
     b.begin_step(&Step {

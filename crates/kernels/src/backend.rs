@@ -144,7 +144,7 @@ pub trait Backend: Sized + Send {
     fn indices(&mut self, len: usize) -> Result<Self::Indices>;
     /// Packs matrices of one shape. `precision` is what the elements are rounded to.
     fn pack(&mut self, stack: &[Parts<'_>], precision: Precision) -> Result<Self::Weight>;
-    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<Self::Arena>;
+    fn arena(&mut self, layers: usize, limits: &StepLimits, dims: &MlaDims) -> Result<Self::Arena>;
     /// Reserves the scratch memory of the largest step, and takes over its rope.
     fn reserve(&mut self, workspace: Workspace) -> Result<()>;
 

@@ -8,6 +8,7 @@
 compile_error!("checkpoints and packed pairs are little-endian, and so must the machine be");
 
 mod backend;
+mod cache;
 mod cpu;
 pub mod cuda;
 mod dtype;
@@ -20,6 +21,7 @@ mod reference;
 mod step;
 
 pub use backend::{Backend, MlaDims, Rope, View, Workspace};
+pub use cache::CacheFormat;
 pub use cpu::{Cpu, Isa, LatentArena, PackedMatrices};
 pub use dtype::{DType, Precision};
 pub use error::{KernelError, Result};

@@ -1,6 +1,7 @@
 //! The slow, plain backend: every op as its definition reads. Tests compare the fast ones with it.
 
-use crate::backend::{Backend, Rope, View, Workspace};
+use crate::backend::{Backend, MlaDims, Rope, View, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result};
 use crate::logits::HostLogits;
@@ -15,6 +16,7 @@ use sampler::{Drawn, Draws};
 
 pub struct Reference {
     precision: Precision,
+    cache: CacheFormat,
     step: StepState,
     reserved: Option<(StepLimits, Rope)>,
     /// `[tokens, rope / 2, 2]`
@@ -40,11 +42,13 @@ impl PlainMatrices {
     }
 }
 
-/// `[layers, slots, latent_width]`
+/// `[layers, slots, latent_width]`, as a cache of that format gives them back.
 pub struct PlainArena {
     values: Vec<f32>,
     shape: [usize; 3],
+    /// What attention computes in.
     precision: Precision,
+    format: CacheFormat,
 }
 
 impl PlainArena {
@@ -58,11 +62,17 @@ impl Reference {
     pub fn new(precision: Precision) -> Self {
         Self {
             precision,
+            cache: CacheFormat::Plain,
             step: StepState::default(),
             reserved: None,
             cos_sin: Vec::new(),
             logits: HostLogits::default(),
         }
+    }
+
+    /// How arenas made from now on round their rows.
+    pub fn with_cache(self, cache: CacheFormat) -> Self {
+        Self { cache, ..self }
     }
 
     fn angles(&self, t: usize) -> &[f32] {
@@ -125,9 +135,10 @@ impl Backend for Reference {
         Ok(PlainMatrices { values, shape: [stack.len(), rows, cols], precision })
     }
 
-    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<PlainArena> {
-        let shape = [layers, limits.slots(), latent_width];
-        Ok(PlainArena { values: vec![0.0; shape.iter().product()], shape, precision: self.precision })
+    fn arena(&mut self, layers: usize, limits: &StepLimits, dims: &MlaDims) -> Result<PlainArena> {
+        let shape = [layers, limits.slots(), dims.latent_width()];
+        let values = vec![0.0; shape.iter().product()];
+        Ok(PlainArena { values, shape, precision: self.precision, format: self.cache })
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
@@ -239,9 +250,8 @@ impl Backend for Reference {
             let mut latent = kv.to_vec();
             rms_norm_reference(&kv[..rank], op.norm, op.eps, &mut latent[..rank]);
             rotate_pairs(&mut latent[rank..], self.angles(t));
-            let precision = op.arena.precision;
-            let out = &mut op.arena.values[(op.layer * slots + slot as usize) * width..][..width];
-            out.iter_mut().zip(latent).for_each(|(o, v)| *o = precision.round(v));
+            op.arena.format.round(op.arena.precision, &op.dims, &mut latent);
+            op.arena.values[(op.layer * slots + slot as usize) * width..][..width].copy_from_slice(&latent);
         }
         Ok(())
     }

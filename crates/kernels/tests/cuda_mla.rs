@@ -110,7 +110,7 @@ impl Case {
         })
         .unwrap();
         let width = d.latent_width();
-        let mut arena = b.arena(2, &limits, width).unwrap();
+        let mut arena = b.arena(2, &limits, &d).unwrap();
         let norm = b.upload(&noise(d.kv_lora_rank, 99).map(|x| x + 1.5).collect::<Vec<_>>()).unwrap();
         let mut write = |b: &mut B, slots: &[u32], latents: Vec<f32>| {
             let n = slots.len();

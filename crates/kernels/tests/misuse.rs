@@ -71,11 +71,11 @@ fn attend_latent(cpu: &mut Cpu, arena: &LatentArena, dims: MlaDims) -> Result<()
 #[test]
 fn a_cache_that_the_step_was_not_checked_against() {
     let mut cpu = begun(Precision::Bf16);
-    let good = cpu.arena(1, &LIMITS, DIMS.latent_width()).unwrap();
+    let good = cpu.arena(1, &LIMITS, &DIMS).unwrap();
     attend_latent(&mut cpu, &good, DIMS).unwrap();
-    let small = cpu.arena(1, &StepLimits { n_blocks: 2, ..LIMITS }, DIMS.latent_width()).unwrap();
+    let small = cpu.arena(1, &StepLimits { n_blocks: 2, ..LIMITS }, &DIMS).unwrap();
     check_refused(attend_latent(&mut cpu, &small, DIMS), "arena [1, 4, 7]");
-    let f32s = Cpu::new(1, Precision::F32).arena(1, &LIMITS, DIMS.latent_width()).unwrap();
+    let f32s = Cpu::new(1, Precision::F32).arena(1, &LIMITS, &DIMS).unwrap();
     check_refused(attend_latent(&mut cpu, &f32s, DIMS), "in f32");
     let mut small = small;
     check_refused(cpu.copy_blocks(CopyBlocks { arena: &mut small }), "arena [1, 4, 7]");
@@ -109,7 +109,7 @@ fn rows_that_no_attention_is_named_for() {
 fn dimensions_that_nothing_was_reserved_for() {
     let mut cpu = begun(Precision::F32);
     let more_heads = MlaDims { n_heads: 70, ..DIMS };
-    let arena = cpu.arena(1, &LIMITS, DIMS.latent_width()).unwrap();
+    let arena = cpu.arena(1, &LIMITS, &DIMS).unwrap();
     check_refused(attend_latent(&mut cpu, &arena, more_heads), "reserved for");
     let wider = MlaDims { qk_nope_head_dim: 9, v_head_dim: 20, ..DIMS };
     let (w_k, w_uv) = (ones(&mut cpu, [2, 9, 5]), ones(&mut cpu, [2, 20, 5]));
@@ -152,7 +152,7 @@ fn sizes_that_overflow() {
         // times the block length this is 0 modulo 2^64
         StepLimits { n_blocks: 1 << 63, ..LIMITS },
     ] {
-        check_refused(cpu.arena(1, &bad, 7).map(drop), "limits");
+        check_refused(cpu.arena(1, &bad, &DIMS).map(drop), "limits");
         check_refused(cpu.reserve(workspace(bad)), "limits");
     }
     let (w, x) = (ones(&mut cpu, [1, 8, 8]), vec![0.0; 16]);
@@ -242,7 +242,7 @@ fn nan_in_one_part_of_a_long_row_shows() {
         let width = DIMS.latent_width();
         let mut kv = vec![1.0; tokens * width];
         kv[3 * width] = f32::NAN;
-        let mut arena = cpu.arena(1, &limits, width).unwrap();
+        let mut arena = cpu.arena(1, &limits, &DIMS).unwrap();
         let (kv, norm) = (View::dense(&kv, width), vec![1.0; DIMS.kv_lora_rank]);
         let write = LatentWrite { kv, norm: &norm, eps: 1e-6, dims: DIMS, layer: 0, arena: &mut arena };
         cpu.latent_write(write).unwrap();

@@ -67,7 +67,7 @@ impl<B: Backend> Model<B> {
     ) -> Result<Self, KernelError> {
         let weights = weights::load(&spec, checkpoint, &mut backend, precision, progress)?;
         let limits = place(&mut backend)?;
-        let arena = backend.arena(spec.n_layers(), &limits, spec.latent_width())?;
+        let arena = backend.arena(spec.n_layers(), &limits, &spec.mla)?;
         backend.reserve(workspace(&spec, &limits))?;
         let run = RunState::new(&spec, limits.tokens, &mut backend)?;
         let reads = Vec::with_capacity(limits.outputs);

@@ -56,6 +56,8 @@ pub(super) struct Scratch<E> {
     /// `[KEYS, qk_stride]` and `[KEYS, v_stride]`: keys and values expanded from latent rows
     pub key_rows: Vec<E>,
     pub value_rows: Vec<E>,
+    /// `[KEYS, latent_width, rounded up to whole steps]`: latent rows of FP8, widened
+    pub latents: Vec<E>,
     /// `[qk]` a query on its way to `q`
     pub query: Vec<f32>,
     /// `[MAX_VECTORS, panels * 16]` expanded numbers on their way to the rows
@@ -69,8 +71,8 @@ pub(super) struct Scratch<E> {
 }
 
 impl<E: Elem> Scratch<E> {
-    /// For up to `queries` queries of any of `widths`.
-    pub(super) fn new(cases: &[(usize, Widths)]) -> Self {
+    /// For up to `queries` queries of any of `widths`; `latent_width` of rows that must be widened, else 0.
+    pub(super) fn new(cases: &[(usize, Widths)], latent_width: usize) -> Self {
         let most =
             |f: &dyn Fn(usize, Widths) -> usize| cases.iter().map(|&(n, w)| f(n, w)).max().unwrap_or(0);
         let qk = most(&|_, w| w.qk_stride::<E>());
@@ -86,6 +88,7 @@ impl<E: Elem> Scratch<E> {
             expanded: vec![0.0; MAX_VECTORS * qk.max(v).next_multiple_of(PANEL)],
             key_rows: vec![E::ZERO; KEYS * qk],
             value_rows: vec![E::ZERO; KEYS * v],
+            latents: vec![E::ZERO; KEYS * latent_width.next_multiple_of(E::PAIR)],
             values: vec![E::ZERO; KEYS * v],
             scores: vec![0.0; KEYS * QUERIES],
             weights: vec![E::ZERO; QUERIES * KEYS],
@@ -97,6 +100,7 @@ impl<E: Elem> Scratch<E> {
             + self.query_rows.len()
             + self.key_rows.len()
             + self.value_rows.len()
+            + self.latents.len()
             + self.values.len()
             + self.weights.len();
         let f32s = self.out.len()
@@ -142,27 +146,28 @@ impl<E: Elem> Scratch<E> {
     }
 }
 
-/// Keys of a tile, at most 64, and those of the next one, which are not read.
+/// Keys of a tile, at most 64, and those of the next one as they are stored, which are not read.
 pub(super) struct Keys<'a, E> {
     pub rows: &'a [*const E],
-    pub ahead: &'a [*const E],
+    pub ahead: &'a [*const u8],
+    /// Of each row ahead.
+    pub ahead_bytes: usize,
 }
 
 /// Rows that the next tile will read, fetched a few at a time between products: all at once would
 /// only wait for memory here instead of there.
-struct Ahead<'a, E> {
-    rows: std::slice::Iter<'a, *const E>,
-    /// Elements of a row.
-    width: usize,
+struct Ahead<'a> {
+    rows: std::slice::Iter<'a, *const u8>,
+    row_bytes: usize,
 }
 
-impl<E> Ahead<'_, E> {
+impl Ahead<'_> {
     /// Between products: about ten of them are made of a tile of 64 keys.
     const FEW: usize = 7;
 
     fn fetch_few(&mut self) {
         for row in self.rows.by_ref().take(Self::FEW) {
-            (0..self.width * size_of::<E>()).step_by(64).for_each(|at| prefetch(row.wrapping_byte_add(at)));
+            (0..self.row_bytes).step_by(64).for_each(|at| prefetch(row.wrapping_add(at)));
         }
     }
 }
@@ -183,7 +188,7 @@ pub(super) unsafe fn attend_tile<E: Elem>(
 ) {
     assert!(queries.start.is_multiple_of(PANEL) && keys.rows.len() <= KEYS);
     let (qk, v) = (widths.qk_stride::<E>(), widths.v_stride());
-    let mut ahead = Ahead { rows: keys.ahead.iter(), width: widths.qk };
+    let mut ahead = Ahead { rows: keys.ahead.iter(), row_bytes: keys.ahead_bytes };
     let keys = keys.rows;
     for first in queries.clone().step_by(QUERIES) {
         let n = QUERIES.min(queries.end - first);

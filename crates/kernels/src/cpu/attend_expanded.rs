@@ -1,12 +1,12 @@
 //! Attention with each head's keys and values expanded from the latent rows.
 
-use super::arena::{Stored, latent_rows};
+use super::arena::{KeysOf, Stored};
 use super::attend::{self, KEYS, Keys, Widths, attend_tile};
 use super::packed::{Panels, SendPtr};
 use super::tile::{MAX_VECTORS, PANEL, Start, Tile};
 use super::{Cpu, Isa, same_precision};
 use crate::backend::MlaDims;
-use crate::error::Result;
+use crate::error::{Result, require};
 use crate::ops::{AttendExpanded, rotate_pairs};
 use crate::step::{Row, StepState};
 
@@ -25,11 +25,11 @@ impl Cpu {
             widths: Widths { qk: op.dims.qk_head_dim(), v: op.dims.v_head_dim },
             w_k: same_precision(E::panels(op.w_k), what)?,
             w_uv: same_precision(E::panels(op.w_uv), what)?,
-            arena: SendPtr::new(same_precision(E::arena(op.arena), what)?.cast_mut()),
             op: &op,
             step: &self.step,
             cos_sin: &self.cos_sin,
         };
+        require(E::PRECISION == op.arena.precision, what, || "weights and cache differ in precision".into())?;
         let n_heads = op.dims.n_heads;
         let scratch = SendPtr::new(E::operands(&mut self.scratch).attend.as_mut_ptr());
         self.pool.run(rows * n_heads, &|worker, i| {
@@ -50,7 +50,6 @@ struct Heads<'a, E> {
     widths: Widths,
     w_k: &'a Panels<E>,
     w_uv: &'a Panels<E>,
-    arena: SendPtr<E>,
     op: &'a AttendExpanded<'a, Cpu>,
     step: &'a StepState,
     cos_sin: &'a [f32],
@@ -74,7 +73,7 @@ impl<E: Stored> Heads<'_, E> {
                     self.isa,
                     s,
                     unseeing..row.len,
-                    Keys { rows: &keys[..n], ahead: &[] },
+                    Keys { rows: &keys[..n], ahead: &[], ahead_bytes: 0 },
                     self.widths,
                     self.dims.softmax_scale,
                     |query| (position + query + 1).saturating_sub(first),
@@ -120,7 +119,8 @@ impl<E: Stored> Heads<'_, E> {
         let (key_stride, value_stride) = (self.widths.qk_stride::<E>(), self.widths.v_stride());
         let mut latents = [std::ptr::null(); KEYS];
         let latents = &mut latents[..n];
-        latent_rows(self.arena.get(), self.op.arena, self.op.layer, self.step, row.index, first, latents);
+        let keys = KeysOf { layer: self.op.layer, step: self.step, row: row.index, first };
+        self.op.arena.rows(self.isa, keys, &mut s.latents, latents);
         for (chunk, group) in latents.chunks(MAX_VECTORS).enumerate() {
             self.product(self.w_k, head, group, &mut s.expanded);
             for (t, &latent) in group.iter().enumerate() {

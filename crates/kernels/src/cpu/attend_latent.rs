@@ -1,12 +1,12 @@
 //! Attention over the cache as it lies: every head's key is the latent row.
 
-use super::arena::{Stored, latent_rows};
+use super::arena::{KeysOf, Stored};
 use super::attend::{self, KEYS, Keys, Widths, attend_tile, merge};
 use super::packed::SendPtr;
 use super::pool::Pool;
 use super::scratch::{PARTS_A_THREAD, tokens_per_item};
 use super::tile::PANEL;
-use super::{Cpu, Isa, same_precision};
+use super::{Cpu, Isa};
 use crate::backend::MlaDims;
 use crate::error::Result;
 use crate::ops::AttendLatent;
@@ -57,7 +57,6 @@ impl Cpu {
             isa: self.isa,
             dims,
             widths: Widths { qk: dims.latent_width(), v: dims.kv_lora_rank },
-            arena: SendPtr::new(same_precision(E::arena(op.arena), "attend_latent")?.cast_mut()),
             op: &op,
             step: &self.step,
             scratch: SendPtr::new(E::operands(&mut self.scratch).attend.as_mut_ptr()),
@@ -96,7 +95,6 @@ struct Latent<'a, E> {
     isa: Isa,
     dims: MlaDims,
     widths: Widths,
-    arena: SendPtr<E>,
     op: &'a AttendLatent<'a, Cpu>,
     step: &'a StepState,
     /// One a thread.
@@ -204,14 +202,17 @@ impl<E: Stored> Latent<'_, E> {
         let end = item.keys().min((split + 1) * SPLIT_KEYS);
         for first in (split * SPLIT_KEYS..end).step_by(KEYS) {
             // This tile's rows and the next one's.
-            let mut rows = [std::ptr::null(); 2 * KEYS];
-            let rows = &mut rows[..(2 * KEYS).min(end - first)];
-            latent_rows(self.arena.get(), op.arena, op.layer, self.step, item.row, first, rows);
-            let (rows, ahead) = rows.split_at(KEYS.min(rows.len()));
-            // SAFETY: arena rows are `qk_stride` long and start with the value.
+            let mut rows = [std::ptr::null(); KEYS];
+            let mut ahead = [std::ptr::null(); KEYS];
+            let rows = &mut rows[..KEYS.min(end - first)];
+            let ahead = &mut ahead[..KEYS.min(end - first - rows.len())];
+            let keys = KeysOf { layer: op.layer, step: self.step, row: item.row, first };
+            op.arena.rows(isa, keys, &mut s.latents, rows);
+            op.arena.stored(KeysOf { first: first + KEYS, ..keys }, ahead);
+            // SAFETY: rows are `qk_stride` long and start with the value.
             unsafe {
                 s.pack_values(isa, rows, widths);
-                let keys = Keys { rows, ahead };
+                let keys = Keys { rows, ahead, ahead_bytes: op.arena.row_bytes() };
                 attend_tile(isa, s, 0..queries, keys, widths, self.dims.softmax_scale, |query| {
                     (item.position + query / heads + 1).saturating_sub(first)
                 });

@@ -8,6 +8,7 @@ mod arena;
 mod attend;
 mod attend_expanded;
 mod attend_latent;
+mod fp8;
 pub(crate) mod isa;
 mod lanes;
 mod linear;
@@ -25,6 +26,7 @@ pub use isa::Isa;
 pub use packed::PackedMatrices;
 
 use crate::backend::{Backend, MlaDims, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::logits::HostLogits;
@@ -34,7 +36,7 @@ use crate::ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route, rotate_pairs,
 };
 use crate::step::{Step, StepLimits, StepState};
-use arena::{ArenaElements, Stored};
+use arena::Stored;
 use half::bf16;
 use packed::SendPtr;
 use pool::Pool;
@@ -48,6 +50,7 @@ pub struct Cpu {
     pool: Pool,
     isa: Isa,
     precision: Precision,
+    cache: CacheFormat,
     step: StepState,
     /// The sizes that scratch memory was made for.
     reserved: Option<Workspace>,
@@ -61,8 +64,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// `precision` is that of the latent cache; weights name theirs when they are packed, and the two
-    /// must agree where they meet (attention).
+    /// `precision` is what attention computes in; weights name theirs when they are packed, and the two
+    /// must agree where they meet.
     pub fn new(threads: usize, precision: Precision) -> Self {
         Self::with_isa(threads, precision, Isa::detect())
     }
@@ -77,6 +80,7 @@ impl Cpu {
             pool: Pool::new(threads.max(1)),
             isa,
             precision,
+            cache: CacheFormat::Plain,
             step: StepState::default(),
             reserved: None,
             cos_sin: Vec::new(),
@@ -85,6 +89,11 @@ impl Cpu {
             logits: HostLogits::default(),
             samplers: sample::Samplers::new(threads.max(1)),
         }
+    }
+
+    /// How arenas made from now on store their rows.
+    pub fn with_cache(self, cache: CacheFormat) -> Self {
+        Self { cache, ..self }
     }
 
     pub fn isa(&self) -> Isa {
@@ -108,6 +117,10 @@ impl Cpu {
         self.precision
     }
 
+    pub fn cache(&self) -> CacheFormat {
+        self.cache
+    }
+
     /// `dims` and the arena are those that scratch memory was made for and the step was checked against.
     fn check_reserved(&self, op: &'static str, dims: &MlaDims, arena: Option<&LatentArena>) -> Result<()> {
         let Some(Workspace { limits, mla, .. }) = &self.reserved else {
@@ -115,8 +128,9 @@ impl Cpu {
         };
         require(mla == dims, op, || format!("{dims:?}, reserved for {mla:?}"))?;
         let Some(arena) = arena else { return Ok(()) };
-        require(arena.shape[1] == limits.slots() && arena.precision() == self.precision, op, || {
-            format!("an arena {:?} in {}", arena.shape, arena.precision().name())
+        let same = (arena.precision, arena.format()) == (self.precision, self.cache);
+        require(arena.shape[1] == limits.slots() && same, op, || {
+            format!("an arena {:?} in {}", arena.shape, arena.format().name(arena.precision))
         })
     }
 }
@@ -139,7 +153,7 @@ macro_rules! by_element {
 
 use by_element;
 
-/// `weight`'s panels and the arena must hold one element type.
+/// `weight`'s panels must hold the element type that attention computes in.
 fn same_precision<T>(found: Option<T>, op: &'static str) -> Result<T> {
     found.ok_or_else(|| KernelError::Shape { op, what: "weights and cache differ in precision".into() })
 }
@@ -168,9 +182,9 @@ impl Backend for Cpu {
         PackedMatrices::pack(&mut self.pool, stack, precision)
     }
 
-    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<LatentArena> {
+    fn arena(&mut self, layers: usize, limits: &StepLimits, dims: &MlaDims) -> Result<LatentArena> {
         limits.check()?;
-        LatentArena::new([layers, limits.slots(), latent_width], self.precision)
+        LatentArena::new([layers, limits.slots()], dims, self.precision, self.cache)
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {
@@ -182,7 +196,7 @@ impl Backend for Cpu {
         self.absorbed = Vec::with_capacity(limits.tokens);
         self.logits = HostLogits::new(limits)?;
         self.samplers.reserve(limits.rows);
-        self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision)?;
+        self.scratch = Scratch::new(&workspace, self.pool.threads(), self.precision, self.cache)?;
         self.reserved = Some(workspace);
         Ok(())
     }
@@ -250,10 +264,8 @@ impl Backend for Cpu {
 
     fn copy_blocks(&mut self, op: CopyBlocks<'_, Self>) -> Result<()> {
         op.check(self.step.arena_slots)?;
-        match &op.arena.elements {
-            ArenaElements::F32(_) => self.copy_blocks_of::<f32>(op),
-            ArenaElements::Bf16(_) => self.copy_blocks_of::<bf16>(op),
-        }
+        self.copy_blocks_in(op.arena);
+        Ok(())
     }
 
     fn embed(&mut self, op: Embed<'_, Self>) -> Result<()> {
@@ -298,10 +310,7 @@ impl Backend for Cpu {
     fn latent_write(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
         self.check_reserved("latent_write", &op.dims, Some(op.arena))?;
-        match &op.arena.elements {
-            ArenaElements::F32(_) => self.latent_write_of::<f32>(op),
-            ArenaElements::Bf16(_) => self.latent_write_of::<bf16>(op),
-        }
+        self.write_latents(op)
     }
 
     fn absorb_query(&mut self, op: AbsorbQuery<'_, Self>) -> Result<()> {
@@ -313,9 +322,9 @@ impl Backend for Cpu {
     fn attend_latent(&mut self, op: AttendLatent<'_, Self>) -> Result<()> {
         op.check(self.step.n_tokens())?;
         self.check_reserved("attend_latent", &op.dims, Some(op.arena))?;
-        match &op.arena.elements {
-            ArenaElements::F32(_) => self.attend_latent_of::<f32>(op),
-            ArenaElements::Bf16(_) => self.attend_latent_of::<bf16>(op),
+        match self.precision {
+            Precision::F32 => self.attend_latent_of::<f32>(op),
+            Precision::Bf16 => self.attend_latent_of::<bf16>(op),
         }
     }
 
@@ -389,13 +398,10 @@ fn zeros<T: Clone + Default>(len: usize) -> Result<Vec<T>> {
 }
 
 impl Cpu {
-    fn latent_write_of<E: Stored>(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
+    fn write_latents(&mut self, op: LatentWrite<'_, Self>) -> Result<()> {
         let d = op.dims;
         let (rank, width) = (d.kv_lora_rank, d.latent_width());
-        let [_, slots, _] = op.arena.shape;
-        let row = op.arena.row;
-        let arena = same_precision(E::arena_mut(op.arena), "latent_write")?;
-        let arena = SendPtr::new(arena);
+        let slots = op.arena.shape[1];
         let isa = self.isa;
         for (t, &slot) in self.step.slots.iter().enumerate() {
             require((slot as usize) < slots, "latent_write", || format!("slot {slot}"))?;
@@ -404,10 +410,7 @@ impl Cpu {
             lanes::rms_norm(isa, &kv[..rank], op.norm, op.eps, &mut latent[..rank]);
             latent[rank..].copy_from_slice(&kv[rank..]);
             rotate_pairs(&mut latent[rank..], &self.cos_sin[t * d.qk_rope_head_dim..][..d.qk_rope_head_dim]);
-            let at = (op.layer * slots + slot as usize) * row;
-            // SAFETY: layer and slot were checked against the arena's shape; nobody reads it now.
-            let out = unsafe { std::slice::from_raw_parts_mut(arena.at(at), width) };
-            E::convert(isa, latent, out);
+            op.arena.store(isa, op.layer, slot as usize, latent);
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ pub(super) struct Huge<T> {
     element: PhantomData<T>,
 }
 
-impl<T: Elem> Huge<T> {
+impl<T> Huge<T> {
     const PAGE: usize = 2 << 20;
 
     pub(super) fn zeroed(len: usize, what: &'static str) -> Result<Self> {

@@ -8,6 +8,7 @@ use super::pool::Pool;
 use super::tile::{Elem, PANEL};
 use super::{Cpu, FEW_ROWS};
 use crate::backend::{View, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{Result, require};
 use crate::ops::RouteScratch;
@@ -91,7 +92,7 @@ impl<E: Elem> Operands<E> {
         Ok(Rows { first, stride })
     }
 
-    fn new(w: &Workspace, threads: usize, here: bool, attends: bool) -> Result<Self> {
+    fn new(w: &Workspace, threads: usize, here: bool, cache: CacheFormat) -> Result<Self> {
         if !here {
             return Ok(Self::default());
         }
@@ -101,12 +102,9 @@ impl<E: Elem> Operands<E> {
             .transpose()?;
         let middle = tokens * w.widest_mlp.next_multiple_of(PANEL).max(w.top_k * PANEL);
         let middle = Some(Huge::zeroed(middle, "the middle of the MLPs")?);
-        let attend = if attends {
-            let cases = [(latent_queries(w), latent_widths(w)), (tokens, expanded_widths(w))];
-            (0..threads).map(|_| attend::Scratch::new(&cases)).collect()
-        } else {
-            Vec::new()
-        };
+        let cases = [(latent_queries(w), latent_widths(w)), (tokens, expanded_widths(w))];
+        let widened = if cache == CacheFormat::Fp8 { w.mla.latent_width() } else { 0 };
+        let attend = (0..threads).map(|_| attend::Scratch::new(&cases, widened)).collect();
         Ok(Self { rounded, middle, attend })
     }
 
@@ -160,7 +158,12 @@ pub(super) struct Scratch {
 }
 
 impl Scratch {
-    pub(super) fn new(w: &Workspace, threads: usize, precision: Precision) -> Result<Self> {
+    pub(super) fn new(
+        w: &Workspace,
+        threads: usize,
+        precision: Precision,
+        cache: CacheFormat,
+    ) -> Result<Self> {
         let tokens = w.limits.tokens;
         let part = latent_queries(w) * sums_width(latent_widths(w));
         let splits = w.limits.context_len.div_ceil(SPLIT_KEYS);
@@ -169,8 +172,8 @@ impl Scratch {
         let bf16 = precision == Precision::Bf16;
         Ok(Self {
             // The router is f32 always, and reads its inputs where they lie.
-            f32: Operands::new(w, threads, !bf16, true)?,
-            bf16: Operands::new(w, threads, bf16, true)?,
+            f32: Operands::new(w, threads, !bf16, cache)?,
+            bf16: Operands::new(w, threads, bf16, cache)?,
             normed: super::zeros(w.limits.outputs * w.widest)?,
             latent_row: super::zeros(w.mla.latent_width())?,
             router_logits: super::zeros(tokens * w.n_experts)?,

@@ -205,7 +205,7 @@ mod tests {
             let reserved = b.reserved.as_mut().unwrap();
             (reserved.mla_scratch, reserved.step.pass_items) = (scratch, items);
         }
-        let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
+        let arena = b.arena(1, &steps.limits, &dims).unwrap();
         let numbers = noise(steps.limits.slots() * dims.latent_width(), 3);
         let bytes: Vec<u8> = numbers.iter().flat_map(|v| half::bf16::from_f32(*v).to_ne_bytes()).collect();
         b.device.write(arena.held.get(), 0, &bytes).unwrap();
@@ -238,7 +238,7 @@ mod tests {
             let steps = Steps::new(&[(0, 1, false)], 16);
             let mut b: Cuda = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
             b.reserve(workspace(&steps.limits, dims)).unwrap();
-            let arena = b.arena(1, &steps.limits, dims.latent_width()).unwrap();
+            let arena = b.arena(1, &steps.limits, &dims).unwrap();
             b.begin_step(&steps.step()).unwrap();
             let q = b.upload(&vec![0.0; dims.n_heads * dims.latent_width()]).unwrap();
             let mut out = b.buffer(dims.n_heads * kv_lora_rank).unwrap();

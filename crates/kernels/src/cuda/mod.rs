@@ -26,6 +26,7 @@ pub use device::{About, Device, Field, Kernel, Launch, ParamBytes, Params, Ptr};
 pub use gpu::{Driver, Gpu, Graph, Memory, NoGpu, driver, is_supported};
 
 use crate::backend::{Backend, MlaDims, Rope, Workspace};
+use crate::cache::{CacheFormat, GROUP};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::logits::HostLogits;
@@ -92,14 +93,17 @@ impl<D: Device> CudaBuffer<D> {
 pub struct CudaArena<D: Device> {
     held: Held<D>,
     shape: [usize; 3],
+    /// What attention computes in.
     precision: Precision,
-    /// Pages of 64 rows in swizzled column tiles; else rows one after another.
+    format: CacheFormat,
+    row_bytes: usize,
+    /// Pages of 64 rows as `ldmatrix` or the widening to it reads them; else rows one after another.
     tiled: bool,
 }
 
 impl<D: Device> CudaArena<D> {
     fn layer_bytes(&self) -> usize {
-        self.shape[1] * self.shape[2] * self.precision.size()
+        self.shape[1] * self.row_bytes
     }
 
     fn layer(&self, layer: usize) -> Ptr {
@@ -124,8 +128,9 @@ struct Reserved<D: Device> {
 
 pub struct CudaBackend<D: Device> {
     device: D,
-    /// Of the latent cache.
+    /// What attention computes in.
     precision: Precision,
+    cache: CacheFormat,
     state: StepState,
     reserved: Option<Reserved<D>>,
     /// Launches that have not run yet.
@@ -143,11 +148,12 @@ pub struct CudaBackend<D: Device> {
 }
 
 impl<D: Device> CudaBackend<D> {
-    /// `precision` is that of the latent cache; weights name theirs when they are packed.
+    /// `precision` is what attention computes in; weights name theirs when they are packed.
     pub fn new(device: D, precision: Precision) -> Self {
         Self {
             device,
             precision,
+            cache: CacheFormat::Plain,
             state: StepState::default(),
             reserved: None,
             list: RefCell::new(Vec::with_capacity(LAUNCHES)),
@@ -165,12 +171,21 @@ impl<D: Device> CudaBackend<D> {
         Self { use_graphs: false, ..self }
     }
 
+    /// How arenas made from now on store their rows.
+    pub fn with_cache(self, cache: CacheFormat) -> Self {
+        Self { cache, ..self }
+    }
+
     pub fn device(&self) -> &D {
         &self.device
     }
 
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    pub fn cache(&self) -> CacheFormat {
+        self.cache
     }
 
     fn hold(&self, bytes: usize, what: &'static str) -> Result<Held<D>> {
@@ -271,8 +286,9 @@ impl<D: Device> CudaBackend<D> {
         let Reserved { limits, mla, .. } = self.reserved(op)?;
         require(mla == dims, op, || format!("{dims:?}, reserved for {mla:?}"))?;
         let Some(arena) = arena else { return Ok(()) };
-        require(arena.shape[1] == limits.slots() && arena.precision == self.precision, op, || {
-            format!("an arena {:?} in {}", arena.shape, arena.precision.name())
+        let same = (arena.precision, arena.format) == (self.precision, self.cache);
+        require(arena.shape[1] == limits.slots() && same, op, || {
+            format!("an arena {:?} in {}", arena.shape, arena.format.name(arena.precision))
         })
     }
 
@@ -329,16 +345,22 @@ impl<D: Device> Backend for CudaBackend<D> {
         gemm::pack(self, stack, precision)
     }
 
-    fn arena(&mut self, layers: usize, limits: &StepLimits, latent_width: usize) -> Result<CudaArena<D>> {
+    fn arena(&mut self, layers: usize, limits: &StepLimits, dims: &MlaDims) -> Result<CudaArena<D>> {
         limits.check()?;
-        let shape = [layers, limits.slots(), latent_width];
-        let precision = self.precision;
-        let tiled = precision == Precision::Bf16
-            && latent_width.is_multiple_of(64)
-            && limits.block_len.is_multiple_of(64);
-        let bytes = shape.iter().try_fold(precision.size(), |n, &d| n.checked_mul(d));
-        let bytes = bytes.ok_or(KernelError::Memory { what: "the latent cache", bytes: usize::MAX })?;
-        Ok(CudaArena { held: self.hold(bytes, "the latent cache")?, shape, precision, tiled })
+        let shape = [layers, limits.slots(), dims.latent_width()];
+        let (precision, format) = (self.precision, self.cache);
+        let whole = match format {
+            CacheFormat::Plain => precision == Precision::Bf16 && dims.latent_width().is_multiple_of(64),
+            CacheFormat::Fp8 => {
+                dims.kv_lora_rank.is_multiple_of(GROUP) && dims.qk_rope_head_dim.is_multiple_of(64)
+            }
+        };
+        let tiled = whole && limits.block_len.is_multiple_of(64);
+        let row_bytes = format.row_bytes(precision, dims);
+        let what = "the latent cache";
+        let bytes = layers.checked_mul(shape[1]).and_then(|n| n.checked_mul(row_bytes));
+        let held = self.hold(bytes.ok_or(KernelError::Memory { what, bytes: usize::MAX })?, what)?;
+        Ok(CudaArena { held, shape, precision, format, row_bytes, tiled })
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {

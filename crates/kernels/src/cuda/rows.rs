@@ -203,9 +203,9 @@ pub(super) fn copy_blocks<D: Device>(b: &CudaBackend<D>, op: &CopyBlocks<'_, Cud
     if step.copies == 0 {
         return Ok(());
     }
-    let [layers, _, width] = op.arena.shape;
+    let layers = op.arena.shape[0];
     // In tiles too: a block is whole pages.
-    let block_bytes = b.state.block_len * width * op.arena.precision.size();
+    let block_bytes = b.state.block_len * op.arena.row_bytes;
     let piece = [16, 4, 2].into_iter().find(|&n| block_bytes.is_multiple_of(n)).unwrap_or(2);
     let params = CopyBlocksParams {
         arena: op.arena.layer(0),

@@ -179,7 +179,7 @@ pub(crate) fn run<B: Backend>(
 
     // The cache: every position of every row is written by a step of its own, then attended to.
     let width = d.latent_width();
-    let mut arena = b.arena(2, &data.limits, width).unwrap();
+    let mut arena = b.arena(2, &data.limits, &d).unwrap();
     let latent_norm = b.upload(&noise(d.kv_lora_rank, 7)).unwrap();
     let cached: Vec<(usize, usize)> = data
         .row_start

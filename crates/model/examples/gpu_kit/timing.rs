@@ -223,7 +223,7 @@ impl<'a, D: Device> Bench<'a, D> {
         // One sequence's keys of all layers are more than the L2 holds; several take fewer layers.
         let layers = if self.options.sim { 2 } else { ((75e6 / row).ceil() as usize).clamp(1, 64) };
         let limits = self.limits.clone();
-        let arena = self.noise(|b| b.arena(layers, &limits, d.latent_width()))?;
+        let arena = self.noise(|b| b.arena(layers, &limits, &d))?;
         let q = self.buffer(d.n_heads * d.latent_width())?;
         let mut out = self.buffer(d.n_heads * d.kv_lora_rank)?;
         for &t in batches {
@@ -316,7 +316,7 @@ impl<'a, D: Device> Bench<'a, D> {
         let (s, d) = (self.s, self.s.mla);
         let table = self.weights(1, s.vocab, s.hidden, Precision::Bf16)?;
         let limits = self.limits.clone();
-        let mut arena = self.noise(|b| b.arena(1, &limits, d.latent_width()))?;
+        let mut arena = self.noise(|b| b.arena(1, &limits, &d))?;
         let norm = self.noise(|b| b.buffer(s.hidden))?;
         let latent_norm = self.noise(|b| b.buffer(d.kv_lora_rank))?;
         let (mut x, mut h) = (self.buffer(s.hidden)?, self.buffer(s.hidden)?);

@@ -109,7 +109,7 @@ fn run<B: Backend>(b: &mut B, case: &Case<'_>) -> Vec<Vec<f32>> {
     limits.context_len = limits.table_width() * limits.block_len;
     let context_len = limits.context_len;
     b.reserve(workspace(limits, d)).unwrap();
-    let mut arena = b.arena(2, limits, d.latent_width()).unwrap();
+    let mut arena = b.arena(2, limits, &d).unwrap();
     let latents = |r: usize| noise(context_len * d.latent_width(), 100 + r as u64);
     for (r, &(cached, _, _)) in case.steps[0].iter().enumerate() {
         let nan = vec![f32::NAN; context_len * d.latent_width()];

@@ -7,6 +7,7 @@ use super::super::sim::mutants::{Module, Mutant, all_are_found};
 use super::super::sim::{Emulator, Mode};
 use super::super::{CudaArena, CudaBackend, Device};
 use crate::backend::{Backend, MlaDims, Rope, View, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::{DType, Precision};
 use crate::matrix::{BlockScales, Matrix};
 use crate::ops::{
@@ -277,7 +278,7 @@ fn writes_latents(precision: Precision, d: MlaDims, block_len: usize, tiled: boo
     let mut b = begin(Mode::all()[0], None, precision, &steps, d);
     let (wide, gain) = (noise(offset + n * stride, 5), noise(rank, 6));
     let (kv, norm) = (b.upload(&wide).unwrap(), b.upload(&gain).unwrap());
-    let mut arena = b.arena(2, &steps.limits, width).unwrap();
+    let mut arena = b.arena(2, &steps.limits, &d).unwrap();
     assert_eq!(arena.tiled, tiled);
     let op = LatentWrite {
         kv: View::columns(&kv, offset, stride),
@@ -359,16 +360,17 @@ fn queries_of_latent_rows_are_rotated() {
 
 fn copies(
     module: Option<&Module>,
-    precision: Precision,
+    (precision, cache): (Precision, CacheFormat),
     width: usize,
     block_len: usize,
 ) -> Result<(), String> {
+    let d = MlaDims { kv_lora_rank: width - 2, qk_rope_head_dim: 2, ..ODD };
     let mut steps = Steps::new(&[(0, 1, false); 4], block_len);
     steps.copies = vec![(1, 3), (3, 2), (2, 4), (1, 2)];
     for mode in Mode::all() {
-        let mut b = begin(mode, module, precision, &steps, ODD);
-        let mut arena = b.arena(3, &steps.limits, width).unwrap();
-        let block_bytes = block_len * width * precision.size();
+        let mut b = begin(mode, module, precision, &steps, ODD).with_cache(cache);
+        let mut arena = b.arena(3, &steps.limits, &d).unwrap();
+        let block_bytes = block_len * cache.row_bytes(precision, &d);
         let mut want: Vec<u8> =
             noise(arena_bytes(&b, &arena).len(), 9).iter().map(|x| (x * 100.0) as i8 as u8).collect();
         b.device.write(arena.held.get(), 0, &want).unwrap();
@@ -388,13 +390,15 @@ fn copies(
 
 #[test]
 fn copies_of_copies_come_out_in_order() {
-    for (precision, width, block_len) in [
-        (Precision::Bf16, 3, 1),
-        (Precision::Bf16, 28, 5),
-        (Precision::F32, 28, 5),
-        (Precision::Bf16, 64, 64),
-    ] {
-        copies(None, precision, width, block_len).unwrap_or_else(|e| panic!("{width} x {block_len}: {e}"));
+    let [bf16, f32, fp8] = [
+        (Precision::Bf16, CacheFormat::Plain),
+        (Precision::F32, CacheFormat::Plain),
+        (Precision::Bf16, CacheFormat::Fp8),
+    ];
+    for (format, width, block_len) in
+        [(bf16, 3, 1), (bf16, 28, 5), (f32, 28, 5), (bf16, 64, 64), (fp8, 28, 5), (fp8, 130, 64)]
+    {
+        copies(None, format, width, block_len).unwrap_or_else(|e| panic!("{width} x {block_len}: {e}"));
     }
     let mutants = [
         mutant("if (place >= p.block_bytes) return;", ""),
@@ -404,5 +408,5 @@ fn copies_of_copies_come_out_in_order() {
         ),
         mutant("+ cta_y() * p.layer_bytes", ""),
     ];
-    all_are_found(&mutants, |module| copies(module, Precision::Bf16, 28, 5));
+    all_are_found(&mutants, |module| copies(module, bf16, 28, 5));
 }

@@ -33,6 +33,7 @@ struct Notebook {
 
 impl Device for Notebook {
     type Memory = (Ptr, usize);
+    type Reading = ();
     type Graph = ();
 
     fn about(&self) -> &About {
@@ -62,6 +63,15 @@ impl Device for Notebook {
     }
 
     fn read(&self, _: &Self::Memory, _: usize, _: &mut [u8]) -> Result<()> {
+        Ok(())
+    }
+
+    fn read_later(&self, _: &Self::Memory, _: usize, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    fn finish_reading(&self, (): (), out: &mut [u8]) -> Result<()> {
+        out.fill(0);
         Ok(())
     }
 

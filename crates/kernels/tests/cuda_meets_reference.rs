@@ -104,6 +104,7 @@ struct NoGraphs(Emulator);
 
 impl Device for NoGraphs {
     type Memory = <Emulator as Device>::Memory;
+    type Reading = <Emulator as Device>::Reading;
     type Graph = ();
 
     fn about(&self) -> &About {
@@ -132,6 +133,14 @@ impl Device for NoGraphs {
 
     fn read(&self, from: &Self::Memory, at: usize, out: &mut [u8]) -> Result<()> {
         self.0.read(from, at, out)
+    }
+
+    fn read_later(&self, from: &Self::Memory, at: usize, len: usize) -> Result<Self::Reading> {
+        self.0.read_later(from, at, len)
+    }
+
+    fn finish_reading(&self, reading: Self::Reading, out: &mut [u8]) -> Result<()> {
+        self.0.finish_reading(reading, out)
     }
 
     fn run(&self, launches: &[Launch]) -> Result<()> {

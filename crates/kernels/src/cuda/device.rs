@@ -13,6 +13,8 @@ pub trait Device: Send + Sized + 'static {
     type Memory: Send;
     /// Launches that were put together once, to be run again as they are.
     type Graph: Send;
+    /// A read under way.
+    type Reading: Send;
 
     fn about(&self) -> &About;
     fn free_bytes(&self) -> Result<u64>;
@@ -24,6 +26,10 @@ pub trait Device: Send + Sized + 'static {
     fn write(&self, to: &Self::Memory, at: usize, bytes: &[u8]) -> Result<()>;
     /// Waits for all that was launched before.
     fn read(&self, from: &Self::Memory, at: usize, out: &mut [u8]) -> Result<()>;
+    /// Begins to read what will be there after all that was launched before, whatever is launched then. A few numbers.
+    fn read_later(&self, from: &Self::Memory, at: usize, len: usize) -> Result<Self::Reading>;
+    /// Waits for it. `out` has the length that it was begun with.
+    fn finish_reading(&self, reading: Self::Reading, out: &mut [u8]) -> Result<()>;
     fn run(&self, launches: &[Launch]) -> Result<()>;
     fn capture(&self, launches: &[Launch]) -> Result<Self::Graph>;
     fn replay(&self, graph: &Self::Graph) -> Result<()>;

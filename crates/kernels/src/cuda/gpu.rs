@@ -17,7 +17,7 @@ use cudarc::driver::sys::{self, CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaGraph, CudaStream};
 use driver::said;
 use loaded::{Loaded, sizes};
-use staging::Staging;
+use staging::{Reading, Readings, Staging};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -60,6 +60,7 @@ pub struct Gpu {
     stream: Arc<CudaStream>,
     loaded: Arc<Loaded>,
     staging: RefCell<Staging>,
+    readings: RefCell<Readings>,
     code: Vec<(&'static str, Origin)>,
     /// Wait after each launch.
     stepwise: bool,
@@ -105,6 +106,7 @@ impl Gpu {
             stream,
             loaded: Arc::new(loaded),
             staging: RefCell::new(staging),
+            readings: RefCell::default(),
             code: code.iter().map(|Code { file, origin, .. }| (*file, *origin)).collect(),
             stepwise: false,
         })
@@ -156,6 +158,7 @@ impl Drop for Gpu {
 impl Device for Gpu {
     type Memory = Memory;
     type Graph = Graph;
+    type Reading = Reading;
 
     fn about(&self) -> &About {
         &self.about
@@ -205,6 +208,21 @@ impl Device for Gpu {
         let read = unsafe { self.staging.borrow_mut().read(&self.stream, from.address + at as u64, out) };
         // The first that waits hears what kernels before it did wrong.
         read.map_err(|error| failed("read", &format!("{len} B, or a kernel before: "), error))
+    }
+
+    fn read_later(&self, from: &Memory, at: usize, len: usize) -> Result<Reading> {
+        from.check("read_later", at, len)?;
+        self.bind("read_later")?;
+        // SAFETY: within memory, as checked, which is freed only once the stream has come past this.
+        let begun = unsafe { self.readings.borrow_mut().begin(&self.stream, from.address + at as u64, len) };
+        begun.map_err(|error| failed("read_later", &format!("{len} B: "), error))
+    }
+
+    fn finish_reading(&self, reading: Reading, out: &mut [u8]) -> Result<()> {
+        self.bind("finish_reading")?;
+        let read = self.readings.borrow_mut().finish(reading, out);
+        // The first that waits hears what kernels before it did wrong.
+        read.map_err(|error| failed("finish_reading", "a kernel of the step: ", error))
     }
 
     fn run(&self, launches: &[Launch]) -> Result<()> {

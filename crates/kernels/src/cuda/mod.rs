@@ -15,6 +15,7 @@ mod mla;
 pub mod peaks;
 mod prefill;
 mod rows;
+mod sample;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod step;
@@ -29,7 +30,6 @@ use crate::backend::{Backend, MlaDims, Rope, Workspace};
 use crate::cache::{CacheFormat, GROUP};
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
-use crate::logits::HostLogits;
 use crate::matrix::Parts;
 use crate::ops::{
     AbsorbOutput, AbsorbQuery, AttendExpanded, AttendLatent, CopyBlocks, Embed, Experts, GatedMlp,
@@ -38,6 +38,7 @@ use crate::ops::{
 use crate::step::{Step, StepLimits, StepState};
 use sampler::{Drawn, Draws};
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use step::DeviceStep;
 
@@ -48,7 +49,7 @@ const LAUNCHES: usize = 2048;
 
 /// Every kernel that a step may launch.
 pub fn kernels() -> Vec<&'static Kernel> {
-    [gemm::KERNELS, mla::KERNELS, prefill::KERNELS, rows::KERNELS].concat()
+    [gemm::KERNELS, mla::KERNELS, prefill::KERNELS, rows::KERNELS, sample::KERNELS].concat()
 }
 
 /// Memory that launches on the list may still touch goes here when its owner lets go; emptied when the list has run.
@@ -122,6 +123,7 @@ struct Reserved<D: Device> {
     mla_scratch: mla::Scratch<D>,
     prefill: prefill::Scratch<D>,
     rows: rows::Scratch<D>,
+    sample: sample::Scratch<D>,
     /// Of all that.
     bytes: usize,
 }
@@ -144,7 +146,11 @@ pub struct CudaBackend<D: Device> {
     taken: Cell<usize>,
     /// Width of the logits of the step.
     vocab: usize,
-    logits: HostLogits,
+    /// Draws of the step launched last, and the half of their ids that the next one writes.
+    n_drawn: usize,
+    ids_half: u32,
+    /// Steps that were not collected, the oldest first: the ids that they draw, and how many.
+    under_way: VecDeque<(Option<D::Reading>, usize)>,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -162,7 +168,9 @@ impl<D: Device> CudaBackend<D> {
             use_graphs: true,
             taken: Cell::new(0),
             vocab: 0,
-            logits: HostLogits::default(),
+            n_drawn: 0,
+            ids_half: 0,
+            under_way: VecDeque::new(),
         }
     }
 
@@ -324,7 +332,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     type Weight = gemm::CudaWeight<D>;
     type Arena = CudaArena<D>;
     const KEEPS_FP8: bool = true;
-    const STEPS_AHEAD: usize = 0;
+    const STEPS_AHEAD: usize = 1;
 
     fn buffer(&mut self, len: usize) -> Result<CudaBuffer<D>> {
         self.buffer_of(len)
@@ -368,6 +376,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.flush()?;
         self.graphs.clear();
         self.reserved = None;
+        self.under_way.clear();
+        self.n_drawn = 0;
         self.empty_bin();
         self.state = StepState::new(&workspace.limits);
         let before = self.taken.get();
@@ -376,6 +386,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         let gemm = gemm::Scratch::new(self, &workspace)?;
         let prefill = prefill::Scratch::new(self, &workspace)?;
         let rows = rows::Scratch::new(self, &workspace)?;
+        let sample = sample::Scratch::new(self, &workspace)?;
         let angles = self.angles(&workspace.rope, workspace.limits.context_len)?;
         let bytes = self.taken.get() - before + step.bytes();
         self.reserved = Some(Reserved {
@@ -384,6 +395,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             gemm,
             prefill,
             rows,
+            sample,
             mla_scratch,
             bytes,
             limits: workspace.limits,
@@ -433,10 +445,9 @@ impl<D: Device> Backend for CudaBackend<D> {
         let Some(Reserved { limits, .. }) = &self.reserved else {
             return Err(KernelError::Shape { op: "begin_step", what: "nothing reserved".into() });
         };
-        self.state.load(step, limits, self.logits.drawn().len())?;
-        self.state.resolve(self.logits.drawn());
-        let Self { device, reserved: Some(reserved), state, .. } = self else { return Ok(()) };
-        reserved.step.load(device, state)
+        self.state.load(step, limits, self.n_drawn)?;
+        let Self { device, reserved: Some(reserved), state, ids_half, .. } = self else { return Ok(()) };
+        reserved.step.load(device, state, *ids_half)
     }
 
     fn step_tokens(&self) -> usize {
@@ -516,22 +527,34 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn sample(&mut self, draws: &Draws) -> Result<()> {
+        let Self { device, reserved: Some(reserved), .. } = self else {
+            return Err(KernelError::Shape { op: "sample", what: "nothing reserved".into() });
+        };
+        let outputs = reserved.step.outputs;
+        let checked = draws.check(outputs, self.vocab, self.n_drawn);
+        checked.map_err(|what| KernelError::Shape { op: "sample", what: what.into() })?;
+        reserved.sample.load(device, draws)?;
+        let logits = reserved.gemm.logits("sample", outputs * self.vocab)?.ptr();
+        sample::sample(self, logits, self.vocab)?;
         self.finish()?;
-        let outputs = Vec::from_iter(0..self.state.outputs.len() as u32);
-        let mut logits = Vec::new();
-        gemm::read_logits(self, &outputs, self.vocab, &mut logits)?;
-        self.logits.make(outputs.len(), self.vocab).copy_from_slice(&logits);
-        self.logits.check(draws)?;
-        self.logits.end(|logits, drawn| {
-            let rows = draws.draws.iter().map(|draw| logits.row(draw.output)).enumerate();
-            let mut scratch = sampler::Scratch::default();
-            drawn.extend(rows.map(|(at, row)| sampler::draw(draws, at, row, logits.drawn(), &mut scratch)));
-        });
+        let (ids, at) = self.reserved("sample")?.sample.ids_of(self.ids_half);
+        let bytes = 4 * draws.len();
+        let reading = if bytes > 0 { Some(self.device.read_later(ids, at, bytes)?) } else { None };
+        (self.ids_half, self.n_drawn) = (1 - self.ids_half, draws.len());
+        self.under_way.push_back((reading, draws.len()));
         Ok(())
     }
 
     fn collect(&mut self, drawn: &mut Vec<Drawn>) -> Result<()> {
-        self.logits.collect(drawn);
+        drawn.clear();
+        let under_way = self.under_way.pop_front();
+        let Some((reading, n)) = under_way else {
+            return Err(KernelError::Shape { op: "collect", what: "no step is under way".into() });
+        };
+        let Some(reading) = reading else { return Ok(()) };
+        let mut bytes = vec![0; 4 * n];
+        self.device.finish_reading(reading, &mut bytes)?;
+        drawn.extend(bytes.as_chunks::<4>().0.iter().map(|id| sample::drawn(u32::from_ne_bytes(*id))));
         Ok(())
     }
 

@@ -46,6 +46,9 @@ params! {
         out: Ptr,
         step: Ptr,
         tokens: Ptr,
+        ids: Ptr,
+        most: i32,
+        vocab: i32,
         kind: i32,
         cols: i32,
         units: i32,
@@ -113,14 +116,18 @@ fn aligned<D: Device>(view: &View<'_, CudaBackend<D>>, width: usize) -> i32 {
 }
 
 pub(super) fn embed<D: Device>(b: &CudaBackend<D>, op: &Embed<'_, CudaBackend<D>>) -> Result<()> {
-    let step = &b.reserved("embed")?.step;
-    let [_, _, cols] = op.table.shape();
+    let reserved = b.reserved("embed")?;
+    let (step, (ids, most)) = (&reserved.step, reserved.sample.ids());
+    let [_, vocab, cols] = op.table.shape();
     let params = EmbedParams {
         table: op.table.ptr(),
         scales: op.table.scales(),
         out: op.out.ptr(),
         step: step.header(),
         tokens: step.token_ids(),
+        ids,
+        most,
+        vocab: vocab as i32,
         kind: op.table.kind() as i32,
         cols: cols as i32,
         units: op.table.units() as i32,

@@ -416,6 +416,7 @@ fn checked(op: &'static str, done: std::result::Result<(), String>) -> Result<()
 
 impl Device for Emulator {
     type Memory = Memory;
+    type Reading = Vec<u8>;
     type Graph = Vec<Launch>;
 
     fn about(&self) -> &About {
@@ -456,6 +457,16 @@ impl Device for Emulator {
             text(sim_read(device, source, out.as_mut_ptr().cast(), out.len() as u64))
         };
         checked("read", error.map_or(Ok(()), Err))
+    }
+
+    fn read_later(&self, from: &Memory, at: usize, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        self.read(from, at, &mut bytes).map(|()| bytes)
+    }
+
+    fn finish_reading(&self, reading: Vec<u8>, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(&reading);
+        Ok(())
     }
 
     fn run(&self, launches: &[Launch]) -> Result<()> {

@@ -98,7 +98,8 @@ impl<D: Device> DeviceStep<D> {
     }
 
     /// Lays the step out and writes it.
-    pub(crate) fn load(&mut self, device: &D, state: &StepState) -> Result<()> {
+    /// `ids_half`: of [`sample::Scratch::ids`](super::sample::Scratch::ids), where what it draws goes.
+    pub(crate) fn load(&mut self, device: &D, state: &StepState, ids_half: u32) -> Result<()> {
         let Layout { tokens, positions, slots, row_of, outputs, copies, first_item, items } = self.layout;
         let words = &mut self.words;
         words.clear();
@@ -151,7 +152,16 @@ impl<D: Device> DeviceStep<D> {
         for row in &state.rows {
             words.extend_from_slice(&state.table(row.index)[..width]);
         }
-        let counts = [n, state.rows.len(), state.outputs.len(), state.copies.len(), tables_at, width, passes];
+        let counts = [
+            n,
+            state.rows.len(),
+            state.outputs.len(),
+            state.copies.len(),
+            tables_at,
+            width,
+            passes,
+            ids_half as usize,
+        ];
         for (word, count) in words.iter_mut().zip(counts) {
             *word = count as u32;
         }
@@ -171,7 +181,7 @@ impl<D: Device> DeviceStep<D> {
         self.at(0)
     }
 
-    /// `[tokens]`
+    /// `[tokens]`; with the top bit set, a draw of the step before
     pub(crate) fn token_ids(&self) -> Ptr {
         self.at(self.layout.tokens)
     }
@@ -245,7 +255,7 @@ mod tests {
         state.load(&step, &limits, 0).unwrap();
         let device = Emulator::new(Mode::FAST, 90);
         let mut on_device = DeviceStep::new(&device, &limits, 1).unwrap();
-        on_device.load(&device, &state).ok().map(|()| (on_device, tokens))
+        on_device.load(&device, &state, 0).ok().map(|()| (on_device, tokens))
     }
 
     #[test]

@@ -30,6 +30,7 @@ impl<D: Device> Noisy<D> {
 
 impl<D: Device> Device for Noisy<D> {
     type Memory = D::Memory;
+    type Reading = D::Reading;
     type Graph = D::Graph;
 
     fn about(&self) -> &About {
@@ -66,6 +67,14 @@ impl<D: Device> Device for Noisy<D> {
 
     fn read(&self, from: &D::Memory, at: usize, out: &mut [u8]) -> Result<()> {
         self.device.read(from, at, out)
+    }
+
+    fn read_later(&self, from: &D::Memory, at: usize, len: usize) -> Result<D::Reading> {
+        self.device.read_later(from, at, len)
+    }
+
+    fn finish_reading(&self, reading: D::Reading, out: &mut [u8]) -> Result<()> {
+        self.device.finish_reading(reading, out)
     }
 
     fn run(&self, launches: &[Launch]) -> Result<()> {

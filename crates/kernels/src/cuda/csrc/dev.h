@@ -162,6 +162,11 @@ DEV u32 lds_u(u32 at) {
     asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(at));
     return x;
 }
+DEV double lds_d(u32 at) {
+    double x;
+    asm volatile("ld.shared.f64 %0, [%1];" : "=d"(x) : "r"(at));
+    return x;
+}
 DEV u16 lds_u16(u32 at) {
     u16 x;
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(at));
@@ -179,6 +184,7 @@ DEV v4 lds_v4(u32 at) {
 }
 DEV void sts_f(u32 at, float x) { asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory"); }
 DEV void sts_u(u32 at, u32 x) { asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(x) : "memory"); }
+DEV void sts_d(u32 at, double x) { asm volatile("st.shared.f64 [%0], %1;" ::"r"(at), "d"(x) : "memory"); }
 DEV void sts_u16(u32 at, u16 x) { asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(x) : "memory"); }
 DEV void sts_v2(u32 at, v2 x) {
     asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(x.x), "r"(x.y) : "memory");
@@ -213,6 +219,11 @@ DEV u32 ldg_u(const void *p) {
 DEV float ldg_f(const void *p) {
     float x;
     asm volatile("ld.global.f32 %0, [%1];" : "=f"(x) : "l"(p));
+    return x;
+}
+DEV double ldg_d(const void *p) {
+    double x;
+    asm volatile("ld.global.f64 %0, [%1];" : "=d"(x) : "l"(p));
     return x;
 }
 DEV v2 ldg_v2(const void *p) {

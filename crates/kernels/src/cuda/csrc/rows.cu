@@ -52,13 +52,17 @@ DEV float rotated(const float *pairs, const float *cos_sin, int col) {
 
 // ---- embedding
 
-// table: [vocab, cols] of weights.h; tokens: [tokens]; out: f32 [tokens, cols]
+// table: [vocab, cols] of weights.h; tokens: [tokens], with the top bit set a draw of the step before, whose id is in ids:
+// [2, most], in the half that this step does not write; out: f32 [tokens, cols]
 #define EMBED_FIELDS(F)                                                                                                \
     F(const void *, table)                                                                                             \
     F(const void *, scales)                                                                                            \
     F(void *, out)                                                                                                     \
     F(const void *, step)                                                                                              \
     F(const void *, tokens)                                                                                            \
+    F(const void *, ids)                                                                                               \
+    F(int, most)                                                                                                       \
+    F(int, vocab)                                                                                                      \
     F(int, kind)                                                                                                       \
     F(int, cols)                                                                                                       \
     F(int, units)
@@ -67,7 +71,12 @@ PARAMS(EmbedParams, EMBED_FIELDS)
 KERNEL(THREADS, 8, smxx_f32_embed, EmbedParams) {
     int token = cta_x();
     if (token >= step_tokens(p.step)) return;
-    int row = (int)ldg_u((const u32 *)p.tokens + token);
+    u32 word = ldg_u((const u32 *)p.tokens + token);
+    if (word >> 31) {
+        word = step_id_before(p.step, p.ids, p.most, word & 0x7fffffffu);
+        if (word >= (u32)p.vocab) word = 0; // a draw that came to no token is nobody's, and the token behind it neither
+    }
+    int row = (int)word;
     float *out = (float *)p.out + (u64)token * p.cols;
     for (int col = tid(); col < p.cols; col += THREADS) {
         stg_f(out + col, weight_f(p.kind, p.table, p.scales, row, col, p.cols, p.units));

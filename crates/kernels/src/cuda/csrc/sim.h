@@ -315,11 +315,13 @@ DEV u32 mul_bf16x2(u32 a, u32 b) { // each product is exact in f32
 
 DEV float lds_f(u32 at, SITE) { return sim::load_shared<float>(at, site); }
 DEV u32 lds_u(u32 at, SITE) { return sim::load_shared<u32>(at, site); }
+DEV double lds_d(u32 at, SITE) { return sim::load_shared<double>(at, site); }
 DEV u16 lds_u16(u32 at, SITE) { return sim::load_shared<u16>(at, site); }
 DEV v2 lds_v2(u32 at, SITE) { return sim::load_shared<v2>(at, site); }
 DEV v4 lds_v4(u32 at, SITE) { return sim::load_shared<v4>(at, site); }
 DEV void sts_f(u32 at, float x, SITE) { sim::store_shared(at, x, site); }
 DEV void sts_u(u32 at, u32 x, SITE) { sim::store_shared(at, x, site); }
+DEV void sts_d(u32 at, double x, SITE) { sim::store_shared(at, x, site); }
 DEV void sts_u16(u32 at, u16 x, SITE) { sim::store_shared(at, x, site); }
 DEV void sts_v2(u32 at, v2 x, SITE) { sim::store_shared(at, x, site); }
 DEV void sts_v4(u32 at, v4 x, SITE) { sim::store_shared(at, x, site); }
@@ -337,6 +339,7 @@ DEV u8 ldg_u8(const void *p, SITE) { return sim::load_global<u8>(p, site); }
 DEV u16 ldg_u16(const void *p, SITE) { return sim::load_global<u16>(p, site); }
 DEV u32 ldg_u(const void *p, SITE) { return sim::load_global<u32>(p, site); }
 DEV float ldg_f(const void *p, SITE) { return sim::load_global<float>(p, site); }
+DEV double ldg_d(const void *p, SITE) { return sim::load_global<double>(p, site); }
 DEV v2 ldg_v2(const void *p, SITE) { return sim::load_global<v2>(p, site); }
 DEV v4 ldg_v4(const void *p, SITE) { return sim::load_global<v4>(p, site); }
 DEV v4 ldg_v4_stream(const void *p, SITE) { return sim::load_constant<v4>(p, site); }

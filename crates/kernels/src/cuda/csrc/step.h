@@ -11,11 +11,23 @@
 #define STEP_TABLE_WIDTH 5
 // Passes of attend_latent over its items.
 #define STEP_N_PASSES 6
+// Which half of `ids`, u32 [2, most], the step's draws go to; the step before left its own in the other.
+#define STEP_IDS_HALF 7
 // First token of each pass, and one past the last.
 #define STEP_PASSES 16
 
 DEV int step_tokens(const void *step) { return (int)ldg_u((const u32 *)step + STEP_N_TOKENS); }
 DEV int step_outputs(const void *step) { return (int)ldg_u((const u32 *)step + STEP_N_OUTPUTS); }
+// What draw `at` of the step before came to: an id, or one of these.
+#define DRAWN_NOT_FINITE 0xffffffffu
+#define DRAWN_ALL_MASKED 0xfffffffeu
+DEV u32 *step_ids(const void *step, void *ids, int most) {
+    return (u32 *)ids + (u64)ldg_u((const u32 *)step + STEP_IDS_HALF) * (u64)most;
+}
+DEV u32 step_id_before(const void *step, const void *ids, int most, u32 at) {
+    u32 half = 1 - ldg_u((const u32 *)step + STEP_IDS_HALF);
+    return ldg_u((const u32 *)ids + (u64)half * (u64)most + at);
+}
 // Row of a token, from the array `row_of`: its index, and in the top bit whether it takes attend_expanded.
 DEV bool row_expanded(u32 row_of) { return row_of >> 31; }
 DEV int row_index(u32 row_of) { return (int)(row_of & 0x7fffffffu); }

@@ -81,7 +81,7 @@ impl<D: Device> Scratch<D> {
         Ok([at, tokens, tokens.offset(4 * self.pairs)])
     }
 
-    pub(super) fn logits(&self, op: &'static str, numbers: usize) -> Result<&Held<D>> {
+    pub(in crate::cuda) fn logits(&self, op: &'static str, numbers: usize) -> Result<&Held<D>> {
         Self::room(op, &self.logits, 4 * numbers)?;
         Ok(&self.logits)
     }

@@ -20,13 +20,58 @@ struct Slot {
     done: CudaEvent,
 }
 
+/// Small reads that wait for nobody: each has pinned memory of its own until it is finished.
+#[derive(Default)]
+pub(super) struct Readings {
+    spare: Vec<Slot>,
+}
+
+/// A read under way.
+pub struct Reading(Slot);
+
+impl Readings {
+    /// # Safety
+    /// `len` bytes of the GPU's memory begin at `from`, and live until the stream has come past this copy.
+    pub(super) unsafe fn begin(
+        &mut self,
+        stream: &CudaStream,
+        from: u64,
+        len: usize,
+    ) -> Result<Reading, DriverError> {
+        let large_enough = |slot: &Slot| slot.host.len() >= len;
+        let mut slot = match self.spare.iter().position(large_enough) {
+            Some(at) => self.spare.swap_remove(at),
+            None => Slot::new(stream.context(), len.next_power_of_two())?,
+        };
+        // The slot's event is past, or was never recorded.
+        let host = &mut slot.host.as_mut_slice()?[..len];
+        // SAFETY: the source is as the caller promises; the slot is not touched before its event.
+        unsafe { result::memcpy_dtoh_async(host, from, stream.cu_stream()) }?;
+        slot.done.record(stream)?;
+        Ok(Reading(slot))
+    }
+
+    /// Waits. `out` is as long as what is read.
+    pub(super) fn finish(&mut self, reading: Reading, out: &mut [u8]) -> Result<(), DriverError> {
+        let Reading(slot) = reading;
+        slot.done.synchronize()?;
+        out.copy_from_slice(&slot.host.as_slice()?[..out.len()]);
+        self.spare.push(slot);
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DriverError> {
+        // SAFETY: bytes of any value are bytes, and each is written before it is read.
+        let host = unsafe { context.alloc_pinned_with_flags::<u8>(bytes, 0) }?;
+        Ok(Self { host, done: context.new_event(None)? })
+    }
+}
+
 impl Staging {
     pub(super) fn new(context: &Arc<CudaContext>) -> Result<Self, DriverError> {
-        let slot = || {
-            // SAFETY: bytes of any value are bytes, and each is written before it is read.
-            let host = unsafe { context.alloc_pinned_with_flags::<u8>(SLOT_BYTES, 0) }?;
-            Ok(Slot { host, done: context.new_event(None)? })
-        };
+        let slot = || Slot::new(context, SLOT_BYTES);
         Ok(Self { slots: [slot()?, slot()?], next: 0 })
     }
 

@@ -3,7 +3,7 @@
 
 use kernels::cuda::{About, CudaBackend, Device, Launch, Ptr};
 use kernels::*;
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 
 /// DeepSeek-V2-Lite: a layer with experts.
 const HIDDEN: usize = 2048;
@@ -27,8 +27,6 @@ const DEPTH: usize = 4096;
 struct Notebook {
     about: About,
     next: Cell<u64>,
-    /// The last launches that it was to run.
-    last: RefCell<Vec<Launch>>,
 }
 
 impl Device for Notebook {
@@ -79,8 +77,7 @@ impl Device for Notebook {
         Ok(())
     }
 
-    fn capture(&self, launches: &[Launch]) -> Result<()> {
-        *self.last.borrow_mut() = launches.to_vec();
+    fn capture(&self, _: &[Launch]) -> Result<()> {
         Ok(())
     }
 
@@ -156,6 +153,7 @@ fn bytes(op: &str, t: usize) -> (usize, usize) {
         "gated_mlp (shared)" => gated(1.0, SHARED),
         "experts" => gated(EXPERTS as f64 * (1.0 - missed), EXPERT),
         "lm_head" => (2 * VOCAB * HIDDEN + 4 * t * HIDDEN, 4 * t * VOCAB),
+        "sample" => (4 * t * VOCAB, 4 * t),
         other => unreachable!("{other}"),
     }
 }
@@ -163,7 +161,7 @@ fn bytes(op: &str, t: usize) -> (usize, usize) {
 fn report(b: &mut B, op: &str, tokens: usize) {
     let (read, written) = bytes(op, tokens);
     let launches = b.take_launches();
-    for launch in launches.iter().chain(&b.device().last.take()) {
+    for launch in &launches {
         let [x, y, z] = launch.grid;
         let (kernel, shared) = (launch.kernel, launch.shared_bytes);
         println!(
@@ -257,6 +255,13 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
     report(b, "experts", t);
     b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &w.table })?;
     report(b, "lm_head", t);
+    let draw = |output| Draw { output, temperature: 0.8, top_p: 0.95, uniform: 0.5, ..Draw::default() };
+    b.list_draws(&Draws {
+        sampled_vocab: VOCAB,
+        draws: rows.into_iter().map(draw).collect(),
+        ..Draws::default()
+    })?;
+    report(b, "sample", t);
     Ok(())
 }
 
@@ -268,10 +273,7 @@ fn main() -> Result<()> {
         shared_bytes_max: 232_448,
         memory_bytes: 80 << 30,
     };
-    let mut b = CudaBackend::new(
-        Notebook { about, next: Cell::new(1 << 20), last: RefCell::default() },
-        Precision::Bf16,
-    );
+    let mut b = CudaBackend::new(Notebook { about, next: Cell::new(1 << 20) }, Precision::Bf16);
     let w = weights(&mut b)?;
     [1, 16, 64, 256].into_iter().try_for_each(|tokens| step(&mut b, &w, tokens))
 }

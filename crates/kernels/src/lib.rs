@@ -32,5 +32,5 @@ pub use ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route, RouteRule, Scoring,
 };
 pub use reference::Reference;
-pub use sampler::{DRAWN, Draw, Drawn, Draws};
+pub use sampler::{self, DRAWN, Draw, Drawn, Draws};
 pub use step::{Step, StepLimits};

@@ -4,7 +4,7 @@
 mod every_op;
 
 use every_op::Attention::{Expanded, Latent};
-use every_op::{ODD, Sizes, StepData, run};
+use every_op::{ODD, Sizes, StepData, check_draws, run};
 use kernels::*;
 
 fn check(sizes: Sizes, data: &StepData, precision: Precision, tolerance: f32) {
@@ -91,5 +91,13 @@ fn only_one_kind_of_attention() {
     for attention in [Latent, Expanded] {
         let data = StepData::new(&[(40, 20, attention), (0, 33, attention)], 16);
         check(ODD, &data, Precision::F32, 2e-5);
+    }
+}
+
+#[test]
+fn tokens_are_drawn_alike() {
+    for vocab in [50, 3000] {
+        assert_eq!(check_draws(&mut Cpu::new(3, Precision::F32), vocab), Ok(30));
+        assert_eq!(check_draws(&mut Reference::new(Precision::F32), vocab), Ok(30));
     }
 }

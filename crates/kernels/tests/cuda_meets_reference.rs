@@ -6,7 +6,7 @@
 mod every_op;
 
 use every_op::Attention::{Expanded, Latent};
-use every_op::{ODD, Sizes, StepData, run};
+use every_op::{ODD, Sizes, StepData, check_draws, run};
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::cuda::{About, CudaBackend, Device, Launch, Ptr};
 use kernels::*;
@@ -96,6 +96,14 @@ fn whatever_order_threads_and_copies_take() {
     let data = StepData::new(&[(30, 3, Latent), (64, 1, Latent), (7, 9, Expanded)], 16);
     for mode in Mode::all() {
         check(mode, ODD, &data, Precision::Bf16, 1.5e-2);
+    }
+}
+
+#[test]
+fn tokens_are_drawn_as_on_the_host() {
+    for vocab in [50, 3000] {
+        let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
+        assert_eq!(check_draws(&mut b, vocab), Ok(30));
     }
 }
 

@@ -35,11 +35,21 @@ struct Case {
     rows: Vec<Row>,
     block_len: usize,
     precision: Precision,
+    cache: CacheFormat,
 }
 
 impl Case {
     fn new(rows: &[Row]) -> Self {
-        Self { dims: LATENT, rows: rows.to_vec(), block_len: 64, precision: Precision::Bf16 }
+        let (precision, cache) = (Precision::Bf16, CacheFormat::Plain);
+        Self { dims: LATENT, rows: rows.to_vec(), block_len: 64, precision, cache }
+    }
+
+    fn cached(self, cache: CacheFormat) -> Self {
+        Self { cache, ..self }
+    }
+
+    fn backend(&self, mode: Mode, arch: u32) -> CudaBackend<Emulator> {
+        CudaBackend::new(Emulator::new(mode, arch), self.precision).with_cache(self.cache)
     }
 
     fn heads(self, n_heads: usize) -> Self {
@@ -178,13 +188,17 @@ impl Case {
 
     fn emulated(&self, mode: Mode, arch: u32) -> Vec<f32> {
         let names: Vec<u64> = (1..=self.rows.len() as u64).collect();
-        self.run(&mut CudaBackend::new(Emulator::new(mode, arch), self.precision), &names)
+        self.run(&mut self.backend(mode, arch), &names)
+    }
+
+    fn reference(&self) -> Vec<f32> {
+        let names: Vec<u64> = (1..=self.rows.len() as u64).collect();
+        self.run(&mut Reference::new(self.precision).with_cache(self.cache), &names)
     }
 
     /// bf16 rounds the softmax weights: 2^-9 of the largest value at most, for sums of weights that are one.
     fn check(&self, mode: Mode, arch: u32) {
-        let names: Vec<u64> = (1..=self.rows.len() as u64).collect();
-        let want = self.run(&mut Reference::new(self.precision), &names);
+        let want = self.reference();
         let got = self.emulated(mode, arch);
         let tolerance = if self.precision == Precision::Bf16 { 1.0 / 256.0 } else { 2e-5 };
         let largest = want.iter().fold(1.0f32, |m, v| m.max(v.abs()));
@@ -196,20 +210,25 @@ impl Case {
 }
 
 /// Lengths around tiles, parts and blocks: one key, tiles but one, parts of 512 keys and a rest.
+const CACHES: [CacheFormat; 2] = [CacheFormat::Plain, CacheFormat::Fp8];
 const LENGTHS: [usize; 15] = [1, 2, 31, 32, 33, 63, 64, 65, 127, 128, 129, 449, 512, 513, 1100];
 
 #[test]
 fn every_length() {
-    for (heads, arch) in [(16, 90), (16, 80), (16, 89), (20, 90), (20, 80)] {
-        let rows: Vec<Row> = LENGTHS.iter().map(|&len| (len - 1, 1)).collect();
-        Case::new(&rows).heads(heads).check(Mode::FAST, arch);
+    for cache in CACHES {
+        for (heads, arch) in [(16, 90), (16, 80), (16, 89), (20, 90), (20, 80)] {
+            let rows: Vec<Row> = LENGTHS.iter().map(|&len| (len - 1, 1)).collect();
+            Case::new(&rows).heads(heads).cached(cache).check(Mode::FAST, arch);
+        }
     }
 }
 
 #[test]
 fn any_number_of_heads() {
     for (heads, arch) in [(1, 90), (3, 89), (17, 90), (32, 80), (40, 89), (128, 90)] {
-        Case::new(&[(99, 1), (0, 1)]).heads(heads).check(Mode::FAST, arch);
+        for cache in CACHES {
+            Case::new(&[(99, 1), (0, 1)]).heads(heads).cached(cache).check(Mode::FAST, arch);
+        }
     }
 }
 
@@ -217,22 +236,26 @@ fn any_number_of_heads() {
 #[test]
 fn whatever_order_threads_and_copies_take() {
     for (heads, arch) in [(16, 90), (16, 89), (20, 90), (20, 80)] {
-        let case = Case::new(&[(448, 1), (70, 2), (599, 1), (0, 1), (63, 1)]).heads(heads);
-        for mode in Mode::all() {
-            case.check(mode, arch);
+        for cache in CACHES {
+            let case = Case::new(&[(448, 1), (70, 2), (599, 1), (0, 1), (63, 1)]).heads(heads).cached(cache);
+            Mode::all().into_iter().for_each(|mode| case.check(mode, arch));
         }
     }
 }
 
 #[test]
 fn larger_blocks_hold_several_pages() {
-    Case::new(&[(300, 2), (127, 1), (128, 1)]).blocks_of(192).check(Mode::FAST, 90);
+    for cache in CACHES {
+        Case::new(&[(300, 2), (127, 1), (128, 1)]).blocks_of(192).cached(cache).check(Mode::FAST, 90);
+    }
 }
 
 /// Chunks of a prompt, in latent space too.
 #[test]
 fn several_tokens_of_a_sequence() {
-    Case::new(&[(60, 9), (0, 3), (510, 4)]).check(Mode::FAST, 90);
+    for cache in CACHES {
+        Case::new(&[(60, 9), (0, 3), (510, 4)]).cached(cache).check(Mode::FAST, 90);
+    }
 }
 
 /// The kernels for any sizes: f32, blocks that are no pages.
@@ -245,23 +268,37 @@ fn other_sizes() {
         let modes = Mode::all();
         modes[8..].iter().for_each(|&mode| case.check(mode, 90));
     }
+    // FP8 of whole groups in pages and not, and of a group in part.
+    for (precision, kv_lora_rank, block_len) in [
+        (Precision::Bf16, 512, 7),
+        (Precision::F32, 512, 64),
+        (Precision::Bf16, 128, 64),
+        (Precision::Bf16, 157, 64),
+        (Precision::F32, 22, 5),
+    ] {
+        let case = Case::new(&[(599, 1), (0, 2), (64, 1)]).heads(3).blocks_of(block_len);
+        let dims = MlaDims { kv_lora_rank, ..case.dims };
+        Case { precision, dims, ..case.cached(CacheFormat::Fp8) }.check(Mode::FAST, 90);
+    }
 }
 
 /// A sequence alone, in company, and its tokens in one step or in several: the same bits.
 #[test]
 fn company_changes_no_bit() {
-    for (heads, arch) in [(16, 90), (20, 90), (16, 89)] {
+    let cases = [(16, 90), (20, 90), (16, 89)].into_iter();
+    for ((heads, arch), cache) in cases.flat_map(|case| CACHES.map(|cache| (case, cache))) {
+        let case = |rows: &[Row]| Case::new(rows).heads(heads).cached(cache);
         let size = heads * LATENT.kv_lora_rank;
-        let together = Case::new(&[(70, 3), (599, 2), (0, 1)]).heads(heads).emulated(Mode::FAST, arch);
+        let together = case(&[(70, 3), (599, 2), (0, 1)]).emulated(Mode::FAST, arch);
         let starts = [0, 3, 5];
         for (r, row) in [(70, 3), (599, 2), (0, 1)].into_iter().enumerate() {
             for token in 0..row.1 {
-                let alone = Case::new(&[(row.0 + token, 1)]).heads(heads);
+                let alone = case(&[(row.0 + token, 1)]);
                 let names = [1 + r as u64];
-                let alone = alone
-                    .run(&mut CudaBackend::new(Emulator::new(Mode::FAST, arch), Precision::Bf16), &names);
+                let alone = alone.run(&mut alone.backend(Mode::FAST, arch), &names);
                 let at = (starts[r] + token) * size;
-                assert!(alone == together[at..at + size], "{heads} heads, sm_{arch}: row {r} token {token}");
+                let same = alone == together[at..at + size];
+                assert!(same, "{heads} heads, sm_{arch}, {cache:?}: row {r} token {token}");
             }
         }
     }
@@ -269,7 +306,7 @@ fn company_changes_no_bit() {
 
 /// What filling the cache and attention have done.
 fn counted(case: &Case, arch: u32) -> Counters {
-    let mut b = CudaBackend::new(Emulator::new(Mode { lanes: true, ..Mode::FAST }, arch), case.precision);
+    let mut b = case.backend(Mode { lanes: true, ..Mode::FAST }, arch);
     case.run(&mut b, &[1]);
     b.device().counters()
 }
@@ -293,18 +330,20 @@ fn products_and_conflicts() {
 
 /// What one more key costs: its row, and nothing else as long as it is in the same page.
 #[test]
-fn one_more_key_is_1152_bytes() {
-    let attention_alone = |len: usize| {
-        let case = Case::new(&[(len - 1, 1)]);
-        let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::Bf16);
-        let arena = case.fill(&mut b, &[1]);
-        let any = b.buffer(1).unwrap();
-        b.read(&any, 1); // runs what is on the list
-        b.device().reset_counters();
-        case.attend(&mut b, &arena, &[1]);
-        b.device().counters().loaded_bytes
-    };
-    assert_eq!(attention_alone(101) - attention_alone(100), 1152);
+fn one_more_key_is_its_row() {
+    for (cache, row) in [(CacheFormat::Plain, 1152), (CacheFormat::Fp8, 656)] {
+        let attention_alone = |len: usize| {
+            let case = Case::new(&[(len - 1, 1)]).cached(cache);
+            let mut b = case.backend(Mode::FAST, 90);
+            let (arena, rope) = case.fill(&mut b, &[1]);
+            let any = b.buffer(1).unwrap();
+            b.read(&any, 1); // runs what is on the list
+            b.device().reset_counters();
+            case.attend(&mut b, &arena, &rope, &[1]);
+            b.device().counters().loaded_bytes
+        };
+        assert_eq!(attention_alone(101) - attention_alone(100), row);
+    }
 }
 
 /// Each mistake must show: as an error of the emulator, or in the numbers.

@@ -48,7 +48,8 @@ fn a_hundred_mixed_steps_allocate_nothing() {
         }
         let forwards = dhat::HeapStats::get().total_blocks - before.total_blocks;
         assert_eq!(forwards, 0, "{name} allocated");
-        let draws: Vec<Draws> = all.iter().map(|step| one_draw_a_row(step.step().outputs.len(), &limits)).collect();
+        let draws: Vec<Draws> =
+            all.iter().map(|step| one_draw_a_row(step.step().outputs.len(), &limits)).collect();
         let mut drawn = Vec::with_capacity(limits.rows);
         let mut draw_all = |model: &mut Model<Cpu>| {
             for (step, draws) in all.iter().zip(&draws) {

@@ -239,6 +239,19 @@ impl<D: Device> CudaBackend<D> {
         std::mem::take(self.list.get_mut())
     }
 
+    /// Writes a step's draws and puts what makes them on the list: all of [`Backend::sample`] but the step's end.
+    pub fn list_draws(&mut self, draws: &Draws) -> Result<()> {
+        let Self { device, reserved: Some(reserved), .. } = self else {
+            return Err(KernelError::Shape { op: "sample", what: "nothing reserved".into() });
+        };
+        let outputs = reserved.step.outputs;
+        let checked = draws.check(outputs, self.vocab, self.n_drawn);
+        checked.map_err(|what| KernelError::Shape { op: "sample", what: what.into() })?;
+        reserved.sample.load(device, draws)?;
+        let logits = reserved.gemm.logits("sample", outputs * self.vocab)?.ptr();
+        sample::sample(self, logits, self.vocab)
+    }
+
     /// The end of a step: runs the list, as a graph if it was met before.
     fn finish(&mut self) -> Result<()> {
         let captured = self.reserved("finish")?.step.expanded.is_empty() && self.use_graphs;
@@ -527,15 +540,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn sample(&mut self, draws: &Draws) -> Result<()> {
-        let Self { device, reserved: Some(reserved), .. } = self else {
-            return Err(KernelError::Shape { op: "sample", what: "nothing reserved".into() });
-        };
-        let outputs = reserved.step.outputs;
-        let checked = draws.check(outputs, self.vocab, self.n_drawn);
-        checked.map_err(|what| KernelError::Shape { op: "sample", what: what.into() })?;
-        reserved.sample.load(device, draws)?;
-        let logits = reserved.gemm.logits("sample", outputs * self.vocab)?.ptr();
-        sample::sample(self, logits, self.vocab)?;
+        self.list_draws(draws)?;
         self.finish()?;
         let (ids, at) = self.reserved("sample")?.sample.ids_of(self.ids_half);
         let bytes = 4 * draws.len();

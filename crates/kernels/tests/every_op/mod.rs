@@ -2,10 +2,12 @@
 
 #![allow(dead_code)] // each test target uses a part of it
 
+mod draws;
 #[path = "../noise/mod.rs"]
 mod noise;
 
 use Attention::Expanded;
+pub(crate) use draws::check_draws;
 use kernels::*;
 pub(crate) use noise::noise;
 

@@ -63,6 +63,8 @@ pub(crate) enum Op {
     Shared,
     Experts,
     LmHead,
+    /// At a temperature, with top-p.
+    Sample,
     /// Over so many keys.
     Attend(usize),
 }
@@ -81,6 +83,7 @@ impl Op {
             Self::Shared => "gated_mlp (shared)",
             Self::Experts => "experts",
             Self::LmHead => "lm_head",
+            Self::Sample => "sample",
             Self::Attend(_) => "attend_latent",
         }
     }
@@ -128,6 +131,7 @@ pub(crate) fn cost(s: &Sizes, op: Op, t: usize) -> Cost {
             }
         }
         Op::LmHead => product(s.vocab * s.hidden, 2, s.hidden, s.vocab),
+        Op::Sample => Cost { bytes: (4 * t * (s.vocab + 1)) as f64, flop: 0.0 },
         Op::Attend(depth) => Cost {
             bytes: (t * (2 * depth * latent + 4 * heads * (latent + d.kv_lora_rank))) as f64,
             flop: (2 * t * depth * heads * (latent + d.kv_lora_rank)) as f64,

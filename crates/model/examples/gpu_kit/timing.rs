@@ -336,6 +336,11 @@ impl<'a, D: Device> Bench<'a, D> {
             self.time(Op::LmHead, t, table.len(), |b, i| {
                 b.lm_head(LmHead { x: &x, norm: &norm, eps: 1e-6, weight: &table[i] })
             })?;
+            let draw =
+                |output| Draw { output, temperature: 0.8, top_p: 0.95, uniform: 0.5, ..Draw::default() };
+            let draws = (0..t as u32).map(draw).collect();
+            let draws = Draws { sampled_vocab: s.vocab, draws, ..Draws::default() };
+            self.time(Op::Sample, t, 1, |b, _| b.list_draws(&draws))?;
         }
         Ok(())
     }

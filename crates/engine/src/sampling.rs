@@ -110,3 +110,76 @@ fn extend<T>(list: &mut Vec<T>, values: impl Iterator<Item = T>) -> std::ops::Ra
     list.extend(values);
     start..list.len()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampler(request: &Request, choice: u64) -> Sampler {
+        Sampler::new(request, choice, penalised(request))
+    }
+
+    fn pushed(sampler: &Sampler, after: Option<u32>) -> Draws {
+        let mut draws = Draws::default();
+        sampler.push(&mut draws, 3, after);
+        draws
+    }
+
+    fn hot(seed: u64) -> Request {
+        let sampling = Sampling { temperature: 0.8, seed: Some(seed), ..Sampling::default() };
+        Request { sampling, ..Request::default() }
+    }
+
+    /// Each token takes the next number of the stream, whether those before it are known or on their way.
+    #[test]
+    fn numbers_come_in_the_order_of_the_tokens() {
+        let mut sampler = sampler(&hot(7), 0);
+        let mut stream = ChaCha8Rng::seed_from_u64(7);
+        let numbers: Vec<f64> =
+            (0..9).map(|_| (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64).collect();
+        for at in 0..8 {
+            assert_eq!(pushed(&sampler, None).draws[0].uniform, numbers[at]);
+            assert_eq!(pushed(&sampler, Some(0)).draws[0].uniform, numbers[at + 1]);
+            sampler.note(5);
+        }
+    }
+
+    #[test]
+    fn each_choice_draws_from_a_stream_of_its_own() {
+        let first = |seed, choice| pushed(&sampler(&hot(seed), choice), None).draws[0].uniform;
+        assert_eq!([first(7, 0), first(7, 2)], [first(7, 0), first(9, 0)]);
+        assert!(first(7, 0) != first(7, 1) && first(7, 1) != first(7, 2));
+        assert!(first(u64::MAX, 1) == first(0, 0));
+    }
+
+    #[test]
+    fn drawn_tokens_are_counted_and_the_prompt_s_are_listed() {
+        let check = |sampling: Sampling, expected: &[(u32, u32)]| {
+            let request = Request { prompt: vec![4, 9, 4], sampling, ..Request::default() };
+            let mut sampler = sampler(&request, 0);
+            [9, 2, 2].into_iter().for_each(|id| sampler.note(id));
+            let mut counts = pushed(&sampler, None).counts;
+            counts.sort_unstable();
+            assert_eq!(counts, expected);
+        };
+        let none = Sampling::default;
+        check(none(), &[]);
+        check(Sampling { presence_penalty: 0.5, ..none() }, &[(2, 2), (9, 1)]);
+        check(Sampling { frequency_penalty: 0.5, ..none() }, &[(2, 2), (9, 1)]);
+        check(Sampling { repetition_penalty: 1.5, ..none() }, &[(2, 2), (4, 0), (9, 1)]);
+    }
+
+    #[test]
+    fn stop_ids_are_banned_for_the_first_tokens() {
+        let request = Request { stop_ids: vec![1, 900], min_new_tokens: 2, ..Request::default() };
+        let mut sampler = sampler(&request, 0);
+        let banned = |sampler: &Sampler, after| pushed(sampler, after).banned;
+        assert_eq!(banned(&sampler, None), [1, 900]);
+        assert_eq!(banned(&sampler, Some(0)), [1, 900]);
+        sampler.note(5);
+        assert_eq!(banned(&sampler, None), [1, 900]);
+        assert!(banned(&sampler, Some(0)).is_empty());
+        sampler.note(5);
+        assert!(banned(&sampler, None).is_empty());
+    }
+}

@@ -26,6 +26,11 @@ impl HostLogits {
         Ok(Self { values, vocab: 0, outputs: 0, drawn: drawn(), next: drawn() })
     }
 
+    /// Bytes that it holds.
+    pub(crate) fn bytes(&self) -> usize {
+        4 * self.values.capacity()
+    }
+
     /// A step's logits, `[outputs, vocab]`, to be filled.
     pub(crate) fn make(&mut self, outputs: usize, vocab: usize) -> &mut [f32] {
         (self.outputs, self.vocab) = (outputs, vocab);

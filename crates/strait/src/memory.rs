@@ -91,9 +91,7 @@ impl MemoryPolicy {
         );
         let limits = self.limits(spec, wanted);
         backend.reserve(forward::workspace(spec, &limits)).context("the buffers of a step")?;
-        let buffer_bytes = (forward::activation_bytes(spec, limits.tokens)
-            + backend.scratch_bytes()
-            + limits.outputs * limits.vocab_size * 4) as u64;
+        let buffer_bytes = (forward::activation_bytes(spec, limits.tokens) + backend.scratch_bytes()) as u64;
         let weight_bytes = packed_weight_bytes(spec, precision, B::KEEPS_FP8);
         let kv_bytes_per_token = spec.kv_bytes_per_token(precision.size()) as u64;
         let pool = match self.kv_bytes {

@@ -226,7 +226,7 @@ impl Backend for Cpu {
     }
 
     fn scratch_bytes(&self) -> usize {
-        self.scratch.bytes()
+        self.scratch.bytes() + self.logits.bytes()
     }
 
     fn read(&self, buffer: &Vec<f32>, len: usize) -> Vec<f32> {

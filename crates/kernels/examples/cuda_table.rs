@@ -186,6 +186,7 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
         limits: limits.clone(),
         mla: d,
         rope: Rope { inv_freq: vec![1.0; d.qk_rope_head_dim / 2], scale: 1.0 },
+        hidden: HIDDEN,
         widest: d.n_heads * d.kv_lora_rank,
         widest_mlp: TOP_K * EXPERT,
         n_experts: EXPERTS,

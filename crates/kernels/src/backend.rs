@@ -75,6 +75,8 @@ pub struct Workspace {
     pub mla: MlaDims,
     /// Of all steps.
     pub rope: Rope,
+    /// `hidden_size`: what experts give back.
+    pub hidden: usize,
     /// Widest input of any product.
     pub widest: usize,
     /// `num_experts_per_tok * max(moe_intermediate)` and the like: widest row of a gated MLP's middle.

@@ -113,6 +113,7 @@ impl Case {
             limits: limits.clone(),
             mla: d,
             rope,
+            hidden: 16,
             widest: 16,
             widest_mlp: 16,
             n_experts: 0,

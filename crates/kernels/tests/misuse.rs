@@ -29,7 +29,7 @@ const STEP: Step<'static> = Step {
 
 fn workspace(limits: StepLimits) -> Workspace {
     let rope = Rope { inv_freq: vec![1.0], scale: 1.0 };
-    Workspace { limits, mla: DIMS, rope, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2 }
+    Workspace { limits, mla: DIMS, rope, hidden: 8, widest: 64, widest_mlp: 64, n_experts: 4, top_k: 2 }
 }
 
 fn reserved(precision: Precision) -> Cpu {

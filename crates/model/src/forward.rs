@@ -377,6 +377,7 @@ pub fn workspace(spec: &ModelSpec, limits: &StepLimits) -> Workspace {
         limits: limits.clone(),
         mla: *d,
         rope: spec.rope.clone(),
+        hidden: spec.hidden_size,
         widest: [
             spec.hidden_size,
             spec.q_lora_rank.unwrap_or(0),

@@ -77,6 +77,9 @@ impl fmt::Debug for Kernel {
     }
 }
 
+/// Blocks that a grid may have in each dimension.
+pub(super) const GRID_MAX: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
+
 /// One run of a kernel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Launch {
@@ -86,6 +89,12 @@ pub struct Launch {
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
     pub params: ParamBytes,
+}
+
+impl Launch {
+    pub(super) fn grid_fits(&self) -> bool {
+        self.grid.iter().zip(GRID_MAX).all(|(&n, max)| (1..=max).contains(&n))
+    }
 }
 
 /// The parameter struct of a launch as it is passed to the device.

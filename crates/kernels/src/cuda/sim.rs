@@ -378,6 +378,9 @@ impl Emulator {
                 "{name}: {asked} bytes of shared memory, {shared_bytes_max} promised, {most} to be had"
             ));
         }
+        if !launch.grid_fits() {
+            return Err(format!("{name}: a grid of {:?}", launch.grid));
+        }
         self.launch(name, launch.grid, launch.shared_bytes, launch.params.as_slice())
     }
 }
@@ -520,14 +523,19 @@ mod tests {
         let emulator = Emulator::new(Mode::FAST, 80);
         let to = emulator.allocate(1024, "to").unwrap();
         let params = ProbeP { from: Ptr::default(), to: Emulator::address(&to), n: 0 }.bytes();
-        let cases: [(&'static Kernel, u32, Option<&str>); 4] = [
-            (&GOOD, 16, None),
-            (&GOOD, 20, Some("20 bytes of shared memory, 16 promised, 166912 to be had")),
-            (&THREADS, 0, Some("128 threads in probe.cu here, but 64 in probe.cu")),
-            (&FILE, 0, Some("64 threads in gemm.cu here, but 64 in probe.cu")),
+        let good = Launch { kernel: &GOOD, grid: [1, 1, 1], shared_bytes: 16, params };
+        let cases = [
+            (good, None),
+            (
+                Launch { shared_bytes: 20, ..good },
+                Some("20 bytes of shared memory, 16 promised, 166912 to be had"),
+            ),
+            (Launch { kernel: &THREADS, ..good }, Some("128 threads in probe.cu here, but 64 in probe.cu")),
+            (Launch { kernel: &FILE, ..good }, Some("64 threads in gemm.cu here, but 64 in probe.cu")),
+            (Launch { grid: [1, 65_536, 1], ..good }, Some("a grid of [1, 65536, 1]")),
         ];
-        for (kernel, shared_bytes, expected) in cases {
-            let ran = emulator.run(&[Launch { kernel, grid: [1, 1, 1], shared_bytes, params }]);
+        for (launch, expected) in cases {
+            let ran = emulator.run(&[launch]);
             let message = ran.err().map(|e| e.to_string());
             assert_eq!(message.is_some(), expected.is_some(), "{message:?}");
             assert!(message.unwrap_or_default().contains(expected.unwrap_or_default()));

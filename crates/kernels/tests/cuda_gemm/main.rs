@@ -152,9 +152,18 @@ fn experts_are_summed_by_id_and_unknown_ones_left_out() {
                 n_blocks: 4,
             };
             let mla = ODD.mla();
-            let (widest, widest_mlp) = (64, 96);
             let rope = Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 };
-            b.reserve(Workspace { limits, mla, rope, widest, widest_mlp, n_experts: 2, top_k: 2 }).unwrap();
+            let workspace = Workspace {
+                limits,
+                mla,
+                rope,
+                hidden: 32,
+                widest: 64,
+                widest_mlp: 96,
+                n_experts: 2,
+                top_k: 2,
+            };
+            b.reserve(workspace).unwrap();
             let zeros = vec![0; tokens];
             let step = Step {
                 copies: &[],

@@ -182,6 +182,7 @@ pub(crate) fn run<B: Ids>(b: &mut B, op: &str, s: Sizes, format: Format, which: 
         limits,
         mla: d,
         rope: Rope { inv_freq: vec![1.0; ROPE / 2], scale: 1.0 },
+        hidden: s.hidden,
         widest: widest.into_iter().max().unwrap(),
         widest_mlp: s.top_k * s.intermediate.next_multiple_of(16),
         n_experts: s.n_experts,

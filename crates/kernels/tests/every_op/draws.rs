@@ -66,6 +66,7 @@ pub(crate) fn check_draws<B: Backend>(b: &mut B, vocab: usize) -> std::result::R
         limits: limits.clone(),
         mla: ODD.mla,
         rope,
+        hidden: HIDDEN,
         widest: 64,
         widest_mlp: 64,
         n_experts: 8,

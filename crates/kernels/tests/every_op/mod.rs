@@ -129,6 +129,7 @@ pub(crate) fn run<B: Backend>(
         limits: data.limits.clone(),
         mla: d,
         rope,
+        hidden: h,
         widest,
         widest_mlp: inter.max(k * inter.next_multiple_of(16)),
         n_experts: e,

@@ -86,6 +86,7 @@ impl<'a, D: Device> Bench<'a, D> {
             limits: limits.clone(),
             mla: d,
             rope: Rope { inv_freq: vec![0.5; d.qk_rope_head_dim / 2], scale: 1.0 },
+            hidden: s.hidden,
             widest: s.hidden.max(d.n_heads * d.qk_head_dim().max(d.kv_lora_rank)),
             widest_mlp: s.shared.max(s.top_k * s.expert.next_multiple_of(16)),
             n_experts: s.experts,

@@ -59,7 +59,7 @@ pub(crate) fn experts<D: Device>(b: &CudaBackend<D>, op: &Experts<'_, CudaBacken
     require(n <= EXPERTS_MAX && op.top_k <= TOP_K_MAX, "experts", || format!("top {} of {n}", op.top_k))?;
     let x = Rows { at: op.x.buffer.ptr().offset(4 * op.x.offset), stride: op.x.stride, group: 0 };
     let x = operand(b, "experts", op.gate_up, x, Over::Tokens)?;
-    let (y, room) = b.reserved("experts")?.gemm.experts("experts", 4 * hidden * op.top_k)?;
+    let (y, room) = b.reserved("experts")?.gemm.experts("experts", n, hidden, op.top_k)?;
     let tokens = b.token_bucket();
     for first in (0..tokens).step_by(room) {
         some(b, op, x, y, first, room.min(tokens - first))?;
@@ -175,12 +175,9 @@ mod tests {
     use crate::matrix::{Matrix, Parts};
     use crate::step::{Step, StepLimits};
 
-    /// A prefill whose results do not fit into memory at once.
-    #[test]
-    fn tokens_in_turns_compute_the_same_bits() {
-        const TOKENS: usize = 5;
-        let mut b = CudaBackend::new(Emulator::new(Mode { races: true, ..Mode::FAST }, 90), Precision::Bf16);
-        let dims = MlaDims {
+    /// Reserves for experts on so many tokens, each a row of its own, and begins their step.
+    fn begin(b: &mut CudaBackend<Emulator>, tokens: usize, hidden: usize, n_experts: usize, top_k: usize) {
+        let mla = MlaDims {
             n_heads: 1,
             kv_lora_rank: 8,
             qk_nope_head_dim: 8,
@@ -189,8 +186,8 @@ mod tests {
             softmax_scale: 1.0,
         };
         let limits = StepLimits {
-            tokens: TOKENS,
-            rows: TOKENS,
+            tokens,
+            rows: tokens,
             outputs: 0,
             vocab_size: 1,
             context_len: 1,
@@ -198,20 +195,29 @@ mod tests {
             n_blocks: 2,
         };
         let rope = Rope { inv_freq: vec![1.0], scale: 1.0 };
-        b.reserve(Workspace { limits, mla: dims, rope, widest: 32, widest_mlp: 64, n_experts: 3, top_k: 2 })
-            .unwrap();
+        let (widest, widest_mlp) = (32, top_k * 32);
+        b.reserve(Workspace { limits, mla, rope, hidden, widest, widest_mlp, n_experts, top_k }).unwrap();
+        let (zeros, ones) = (vec![0; tokens], vec![1; tokens]);
         let step = Step {
             copies: &[],
-            tokens: &[0; TOKENS],
-            positions: &[0; TOKENS],
-            slots: &[1; TOKENS],
-            row_start: &[0, 1, 2, 3, 4, 5],
-            kv_len: &[1; TOKENS],
-            expanded: &[false; TOKENS],
-            tables: &[1; TOKENS],
+            tokens: &zeros,
+            positions: &zeros,
+            slots: &ones,
+            row_start: &Vec::from_iter(0..=tokens as u32),
+            kv_len: &ones,
+            expanded: &vec![false; tokens],
+            tables: &ones,
             outputs: &[],
         };
         b.begin_step(&step).unwrap();
+    }
+
+    /// A prefill whose results do not fit into memory at once.
+    #[test]
+    fn tokens_in_turns_compute_the_same_bits() {
+        const TOKENS: usize = 5;
+        let mut b = CudaBackend::new(Emulator::new(Mode { races: true, ..Mode::FAST }, 90), Precision::Bf16);
+        begin(&mut b, TOKENS, 32, 3, 2);
         let numbers = |n: usize, factor: usize| -> Vec<f32> {
             (0..n).map(|i| (i * factor % 97) as f32 / 97.0 - 0.5).collect()
         };
@@ -238,7 +244,7 @@ mod tests {
             };
             let rows = Rows { at: x.ptr(), stride: 32, group: 0 };
             let x = operand(b, "experts", &gate_up, rows, Over::Tokens).unwrap();
-            let (y, _) = b.reserved("experts").unwrap().gemm.experts("experts", 1).unwrap();
+            let (y, _) = b.reserved("experts").unwrap().gemm.experts("experts", 3, 32, 2).unwrap();
             let mut first = 0;
             for &tokens in turns {
                 some(b, &op, x, y, first, tokens).unwrap();
@@ -249,5 +255,36 @@ mod tests {
         let whole = in_turns(&mut b, &[8]);
         assert_eq!(whole, in_turns(&mut b, &[2, 6]));
         assert_ne!(whole, in_turns(&mut b, &[2]));
+    }
+
+    /// A tiny model's results fit at once where the tiles of a grid do not.
+    #[test]
+    fn tokens_in_turns_have_grids_that_fit() {
+        const TOKENS: usize = 33_000;
+        let mut b = CudaBackend::new(Emulator::new(Mode::FAST, 90), Precision::F32);
+        begin(&mut b, TOKENS, 8, 16, 16);
+        let stored = [0; 8 * 8 * 4];
+        let matrix = || Matrix::new(DType::F32, &stored, [8, 8], None).unwrap();
+        let gate_up = [(); 16].map(|()| Parts::GateUp { gate: matrix(), up: matrix() });
+        let down = [(); 16].map(|()| Parts::from(matrix()));
+        let gate_up = b.pack(&gate_up, Precision::F32).unwrap();
+        let down = b.pack(&down, Precision::F32).unwrap();
+        let (x, mut out) = (b.buffer(8 * TOKENS).unwrap(), b.buffer(8 * TOKENS).unwrap());
+        let (ids, weights) = (b.indices(16 * TOKENS).unwrap(), b.buffer(16 * TOKENS).unwrap());
+        let op = Experts {
+            gate_up: &gate_up,
+            down: &down,
+            x: View::dense(&x, 8),
+            ids: &ids,
+            weights: &weights,
+            top_k: 16,
+            out: &mut out,
+        };
+        b.experts(op).unwrap();
+        let launches = b.take_launches();
+        assert!(launches.iter().all(|launch| launch.grid_fits()), "{launches:?}");
+        let sums = launches.iter().filter(|launch| *launch.kernel == SUM);
+        let summed: u32 = sums.map(|launch| launch.grid[1]).sum();
+        assert_eq!(summed as usize, b.token_bucket());
     }
 }

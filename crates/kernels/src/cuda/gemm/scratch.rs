@@ -1,6 +1,6 @@
 //! Memory that products need between their launches.
 
-use super::super::device::Ptr;
+use super::super::device::{GRID_MAX, Ptr};
 use super::super::{CudaBackend, Device, Held};
 use crate::backend::Workspace;
 use crate::error::{Result, require};
@@ -24,7 +24,7 @@ pub(crate) struct Scratch<D: Device> {
 
 impl<D: Device> Scratch<D> {
     pub(crate) fn new(b: &CudaBackend<D>, workspace: &Workspace) -> Result<Self> {
-        let Workspace { limits, mla, widest, widest_mlp, n_experts, top_k, .. } = workspace;
+        let Workspace { limits, mla, hidden, widest, widest_mlp, n_experts, top_k, .. } = workspace;
         let tokens = super::super::step::bucket(limits.tokens.max(limits.outputs));
         // A grid has no more blocks than that in its second dimension.
         require(u16::try_from(tokens).is_ok(), "reserve", || {
@@ -37,7 +37,7 @@ impl<D: Device> Scratch<D> {
         let size = b.precision().size();
         let pairs = tokens * top_k;
         let tiles = 1 + n_experts.min(&pairs) + pairs / SMALLEST_TILE;
-        let row = 4 * widest.max(&1) * top_k.max(&1);
+        let row = 4 * hidden * top_k;
         let experts = (row * if pairs > 0 { tokens } else { 0 }).min(EXPERT_BYTES.max(128 * row));
         Ok(Self {
             rounded: b.hold(size * tokens * (widest + 32 * (mla.n_heads + 1)), "rounded activations")?,
@@ -64,10 +64,19 @@ impl<D: Device> Scratch<D> {
         Self::room(op, &self.middle, bytes)
     }
 
-    /// Room for what `n` experts' rows of `row` bytes for each token give back: as many tokens as there is room for.
-    pub(super) fn experts(&self, op: &'static str, row: usize) -> Result<(Ptr, usize)> {
-        let tokens = D::bytes(self.experts.get()) / row.max(1);
-        require(tokens > 0, op, || format!("rows of {row} bytes in the results of experts"))?;
+    /// Room for what `top_k` of `n` experts give back for each token: as many tokens as there is room for, and as the
+    /// grid of their products has tiles for.
+    pub(super) fn experts(
+        &self,
+        op: &'static str,
+        n: usize,
+        hidden: usize,
+        top_k: usize,
+    ) -> Result<(Ptr, usize)> {
+        let fit = D::bytes(self.experts.get()) / (4 * hidden * top_k).max(1);
+        let tiled = (GRID_MAX[1] as usize).saturating_sub(n) * SMALLEST_TILE / top_k;
+        let tokens = fit.min(tiled);
+        require(tokens > 0, op, || format!("{top_k} of {n} experts' rows of {hidden} in their results"))?;
         Ok((self.experts.ptr(), tokens))
     }
 

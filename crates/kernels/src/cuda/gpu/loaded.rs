@@ -14,8 +14,6 @@ use std::sync::Arc;
 
 /// Dynamic shared memory that a kernel may take without asking.
 const SHARED_BYTES_UNASKED: u32 = 48 << 10;
-/// Of a grid, by CUDA's limits.
-const GRID_MAX: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 
 /// Of one GPU.
 pub(super) struct Loaded {
@@ -85,8 +83,7 @@ impl Loaded {
         require(*shared_bytes <= function.shared_bytes_max, kernel.name, || {
             format!("{shared_bytes} B of shared memory, at most {} B", function.shared_bytes_max)
         })?;
-        let fits = grid.iter().zip(GRID_MAX).all(|(&n, max)| (1..=max).contains(&n));
-        require(fits, kernel.name, || format!("a grid of {grid:?}"))?;
+        require(launch.grid_fits(), kernel.name, || format!("a grid of {grid:?}"))?;
         let mut arguments = [params.as_slice().as_ptr().cast_mut().cast::<c_void>()];
         // SAFETY: the function is of a loaded module and takes one parameter of just this size, which the driver copies
         // before it returns. That the kernel stays within memory that lives, its op has checked (see `Device`).

@@ -133,7 +133,16 @@ pub(in crate::cuda) const ODD: MlaDims = MlaDims {
 
 pub(in crate::cuda) fn workspace(limits: &StepLimits, mla: MlaDims) -> Workspace {
     let rope = rope(mla.qk_rope_head_dim);
-    Workspace { limits: limits.clone(), mla, rope, widest: 64, widest_mlp: 64, n_experts: 8, top_k: 2 }
+    Workspace {
+        limits: limits.clone(),
+        mla,
+        rope,
+        hidden: 64,
+        widest: 64,
+        widest_mlp: 64,
+        n_experts: 8,
+        top_k: 2,
+    }
 }
 
 /// A backend in the middle of a step.

@@ -11,6 +11,7 @@ mod compile;
 mod device;
 mod gemm;
 mod gpu;
+mod graphs;
 mod mla;
 pub mod peaks;
 mod prefill;
@@ -36,14 +37,13 @@ use crate::ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits, StepState};
+use graphs::Graphs;
 use sampler::{Drawn, Draws};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use step::DeviceStep;
 
-/// Graphs kept: a decode step has one a bucket of tokens, and few buckets are in use at a time.
-const GRAPHS_MAX: usize = 64;
 /// Launches of one step, a bound for the list's memory: a deep model has some 1,200.
 const LAUNCHES: usize = 2048;
 
@@ -138,8 +138,7 @@ pub struct CudaBackend<D: Device> {
     /// Launches that have not run yet.
     list: RefCell<Vec<Launch>>,
     bin: Bin<D>,
-    /// The least recently used first.
-    graphs: Vec<(Vec<Launch>, D::Graph)>,
+    graphs: Graphs<D>,
     /// Replay lists that were met before.
     use_graphs: bool,
     /// Bytes allocated so far, whether they still live or not.
@@ -164,7 +163,7 @@ impl<D: Device> CudaBackend<D> {
             reserved: None,
             list: RefCell::new(Vec::with_capacity(LAUNCHES)),
             bin: Arc::default(),
-            graphs: Vec::new(),
+            graphs: Graphs::new(),
             use_graphs: true,
             taken: Cell::new(0),
             vocab: 0,
@@ -259,25 +258,7 @@ impl<D: Device> CudaBackend<D> {
             return self.flush();
         }
         let list = self.list.get_mut();
-        let known = self.graphs.iter().position(|(launches, _)| launches == list);
-        let graph = match known {
-            Some(i) => self.graphs.remove(i),
-            None => {
-                if self.graphs.len() == GRAPHS_MAX {
-                    self.graphs.remove(0);
-                }
-                match self.device.capture(list) {
-                    Ok(graph) => (list.clone(), graph),
-                    // Graphs take memory. A step needs none, and whatever else is wrong is wrong with its launches too.
-                    Err(_) => {
-                        self.graphs.clear();
-                        return self.flush();
-                    }
-                }
-            }
-        };
-        let ran = self.device.replay(&graph.1);
-        self.graphs.push(graph);
+        let ran = self.graphs.run(&self.device, list);
         list.clear();
         self.empty_bin();
         ran

@@ -191,6 +191,7 @@ pub(super) fn attend_latent<D: Device>(
 mod tests {
     use super::super::rows::tests::{Cuda, ODD, Steps, noise, workspace};
     use super::super::sim::{Emulator, Mode};
+    use super::super::step::DeviceStep;
     use super::*;
     use crate::backend::{Backend, MlaDims};
 
@@ -202,8 +203,9 @@ mod tests {
         b.reserve(workspace(&steps.limits, dims)).unwrap();
         if let Some(items) = pass_items {
             let scratch = Scratch::of(&b, &dims, items).unwrap();
+            let step = DeviceStep::new(&b.device, &steps.limits, items).unwrap();
             let reserved = b.reserved.as_mut().unwrap();
-            (reserved.mla_scratch, reserved.step.pass_items) = (scratch, items);
+            (reserved.mla_scratch, reserved.step) = (scratch, step);
         }
         let arena = b.arena(1, &steps.limits, &dims).unwrap();
         let numbers = noise(steps.limits.slots() * dims.latent_width(), 3);

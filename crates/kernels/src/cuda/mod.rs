@@ -37,15 +37,12 @@ use crate::ops::{
     LatentWrite, Linear, LmHead, RmsNorm, Route,
 };
 use crate::step::{Step, StepLimits, StepState};
-use graphs::Graphs;
+use graphs::{Graphs, LAUNCHES_MAX};
 use sampler::{Drawn, Draws};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use step::DeviceStep;
-
-/// Launches of one step, a bound for the list's memory: a deep model has some 1,200.
-const LAUNCHES: usize = 2048;
 
 /// Every kernel that a step may launch.
 pub fn kernels() -> Vec<&'static Kernel> {
@@ -161,7 +158,7 @@ impl<D: Device> CudaBackend<D> {
             cache: CacheFormat::Plain,
             state: StepState::default(),
             reserved: None,
-            list: RefCell::new(Vec::with_capacity(LAUNCHES)),
+            list: RefCell::new(Vec::with_capacity(LAUNCHES_MAX)),
             bin: Arc::default(),
             graphs: Graphs::new(),
             use_graphs: true,

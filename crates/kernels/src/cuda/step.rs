@@ -1,12 +1,11 @@
 //! The step's indices on the device: one block of 32-bit words, written with one copy. Its device side is `csrc/step.h`.
 
 use super::device::{Device, Ptr};
-use crate::error::{Result, require};
+use crate::error::Result;
 use crate::step::{Row, StepLimits, StepState};
 
 /// Counts at the front, then the first token of each pass of attend_latent, and one past the last.
 const HEADER: usize = 16;
-const PASSES_MAX: usize = 495;
 /// A token's keys are attended in at most so many parts of at least so many keys: by its own position alone, so that
 /// neighbours change no sum's order.
 const SPLITS_MAX: usize = 32;
@@ -20,6 +19,11 @@ pub(crate) fn split_len(keys: usize) -> usize {
 /// The most parts that a token of a sequence of up to `context_len` has.
 pub(crate) fn splits(context_len: usize) -> usize {
     context_len.div_ceil(SPLIT_KEYS).min(SPLITS_MAX)
+}
+
+/// The most passes that a step has. A pass ends where the items of the next token, `splits` at most, do not fit.
+fn passes_max(tokens: usize, splits: usize, pass_items: usize) -> usize {
+    tokens.min(1 + tokens * splits / (pass_items - splits + 1)).max(1)
 }
 
 /// Tokens, rows or outputs rounded up to what launches are made for: few enough that a graph is met again.
@@ -46,8 +50,8 @@ struct Layout {
 }
 
 impl Layout {
-    fn new(limits: &StepLimits) -> Self {
-        let tokens = HEADER + PASSES_MAX + 1;
+    fn new(limits: &StepLimits, passes_max: usize) -> Self {
+        let tokens = HEADER + passes_max + 1;
         let positions = tokens + limits.tokens;
         let slots = positions + limits.tokens;
         let row_of = slots + limits.tokens;
@@ -66,7 +70,7 @@ pub(crate) struct DeviceStep<D: Device> {
     layout: Layout,
     words: Vec<u32>,
     /// Items of attend_latent that fit into one pass.
-    pub pass_items: usize,
+    pass_items: usize,
     pub tokens: usize,
     pub outputs: usize,
     pub copies: usize,
@@ -77,14 +81,15 @@ pub(crate) struct DeviceStep<D: Device> {
 
 impl<D: Device> DeviceStep<D> {
     pub(crate) fn new(device: &D, limits: &StepLimits, pass_items: usize) -> Result<Self> {
-        let layout = Layout::new(limits);
         let splits = splits(limits.context_len);
+        let pass_items = pass_items.max(splits);
+        let layout = Layout::new(limits, passes_max(limits.tokens, splits, pass_items));
         let capacity = layout.items + 4 * limits.tokens * splits + limits.rows * limits.table_width();
         Ok(Self {
             memory: device.allocate(4 * capacity, "the step's indices")?,
             layout,
             words: Vec::with_capacity(capacity),
-            pass_items: pass_items.max(splits),
+            pass_items,
             tokens: 0,
             outputs: 0,
             copies: 0,
@@ -132,9 +137,7 @@ impl<D: Device> DeviceStep<D> {
                 let keys = row.kv_len - row.len + (t - row.first) + 1;
                 let len = split_len(keys);
                 if n_items + keys.div_ceil(len) > pass_from + self.pass_items {
-                    require(passes < PASSES_MAX, "begin_step", || {
-                        format!("more than {PASSES_MAX} passes of attend_latent; give fewer tokens a step")
-                    })?;
+                    assert!(HEADER + passes + 1 < tokens, "more passes than there can be");
                     words[HEADER + passes] = t as u32;
                     (pass_from, passes) = (n_items, passes + 1);
                 }
@@ -228,25 +231,26 @@ mod tests {
     use crate::cuda::sim::{Emulator, Mode};
     use crate::step::Step;
 
-    /// Rows of one token, each a pass of its own.
-    fn passes(rows: usize) -> Option<(DeviceStep<Emulator>, Vec<u32>)> {
+    /// Rows of one token that sees four items of keys, or one, in turns as `long` says.
+    fn check(rows: usize, pass_items: usize, long: &[bool], expected: usize) {
         let limits = StepLimits {
             tokens: 600,
             rows: 600,
             outputs: 0,
             vocab_size: 1000,
-            context_len: 1,
-            block_len: 1,
+            context_len: 4 * SPLIT_KEYS,
+            block_len: 4 * SPLIT_KEYS,
             n_blocks: 2,
         };
         let tokens: Vec<u32> = (0..rows as u32).map(|i| 900 - i).collect();
+        let keys = |row: usize| if long[row % long.len()] { 4 * SPLIT_KEYS as u32 } else { 1 };
         let step = Step {
             copies: &[],
             tokens: &tokens,
-            positions: &vec![0; rows],
+            positions: &Vec::from_iter((0..rows).map(|row| keys(row) - 1)),
             slots: &vec![1; rows],
             row_start: &Vec::from_iter(0..=rows as u32),
-            kv_len: &vec![1; rows],
+            kv_len: &Vec::from_iter((0..rows).map(keys)),
             expanded: &vec![false; rows],
             tables: &vec![1; rows],
             outputs: &[],
@@ -254,18 +258,23 @@ mod tests {
         let mut state = StepState::new(&limits);
         state.load(&step, &limits, 0).unwrap();
         let device = Emulator::new(Mode::FAST, 90);
-        let mut on_device = DeviceStep::new(&device, &limits, 1).unwrap();
-        on_device.load(&device, &state, 0).ok().map(|()| (on_device, tokens))
+        let mut step = DeviceStep::new(&device, &limits, pass_items).unwrap();
+        step.load(&device, &state, 0).unwrap();
+        assert_eq!(step.passes, expected, "{rows} rows");
+        let firsts = &step.words[HEADER..][..expected + 1];
+        assert!(firsts.is_sorted() && [firsts[0], firsts[expected]] == [0, rows as u32], "{firsts:?}");
+        assert_eq!(step.words[step.layout.tokens..][..rows], tokens, "{rows} rows");
     }
 
+    /// As many as the limits allow, or nearly: they stay in front of the tokens.
     #[test]
     fn passes_stay_in_the_header() {
-        for rows in [1, PASSES_MAX - 1, PASSES_MAX] {
-            let (step, tokens) = passes(rows).expect("as many passes as there may be");
-            assert_eq!(step.words[step.layout.tokens..][..rows], tokens, "{rows} rows");
-            let firsts = Vec::from_iter(0..=rows as u32);
-            assert_eq!(step.words[HEADER..][..rows + 1], firsts, "{rows} rows");
+        for rows in [1, 599, 600] {
+            check(rows, 0, &[true], rows);
+            check(rows, 7, &[true], rows);
         }
-        assert!(passes(PASSES_MAX + 1).is_none(), "one more");
+        check(600, 100, &[true], 24);
+        check(600, 100, &[false], 6);
+        check(600, 100, &[true, false, false, true, false], 14);
     }
 }

@@ -8,6 +8,7 @@ use kernels::{
     Experts, GatedMlp, KernelError, LatentWrite, Linear, LmHead, Precision, RmsNorm, Route, Step, StepLimits,
     View, Workspace,
 };
+use std::collections::VecDeque;
 
 /// A loaded model: weights, the latent cache, and the buffers of the largest step.
 pub struct Model<B: Backend> {
@@ -17,8 +18,10 @@ pub struct Model<B: Backend> {
     weights: Weights<B>,
     arena: B::Arena,
     run: RunState<B>,
-    /// Outputs of the step launched last whose logits are to be read.
-    reads: Vec<u32>,
+    /// Of each step that was not collected, the oldest first: outputs whose logits are to be read.
+    reads: VecDeque<Vec<u32>>,
+    /// Memory for the next.
+    spare: Vec<Vec<u32>>,
 }
 
 /// Activations, `[tokens, width]` each, made once for the largest step.
@@ -70,8 +73,9 @@ impl<B: Backend> Model<B> {
         let arena = backend.arena(spec.n_layers(), &limits, &spec.mla)?;
         backend.reserve(workspace(&spec, &limits))?;
         let run = RunState::new(&spec, limits.tokens, &mut backend)?;
-        let reads = Vec::with_capacity(limits.outputs);
-        Ok(Self { spec, limits, backend, weights, arena, run, reads })
+        let spare = (0..=B::STEPS_AHEAD).map(|_| Vec::with_capacity(limits.outputs)).collect();
+        let reads = VecDeque::with_capacity(1 + B::STEPS_AHEAD);
+        Ok(Self { spec, limits, backend, weights, arena, run, reads, spare })
     }
 
     pub fn spec(&self) -> &ModelSpec {
@@ -155,21 +159,24 @@ impl<B: Backend> Model<B> {
     pub fn launch(&mut self, step: &Step<'_>, draws: &Draws, reads: &[u32]) -> Result<(), KernelError> {
         self.compute(step, |_, _| ())?;
         self.backend.sample(draws)?;
-        self.reads.clear();
-        self.reads.extend_from_slice(reads);
+        let mut list = self.spare.pop().unwrap_or_default();
+        list.clear();
+        list.extend_from_slice(reads);
+        self.reads.push_back(list);
         Ok(())
     }
 
     /// Waits for the oldest step that was launched and not collected: what its draws came to, and the logits that were to
     /// be read, `[reads, vocab]`.
     pub fn collect(&mut self, drawn: &mut Vec<Drawn>, logits: &mut Vec<f32>) -> Result<(), KernelError> {
-        self.backend.collect(drawn)?;
+        let reads = self.reads.pop_front().unwrap_or_default();
         logits.clear();
-        let reads = std::mem::take(&mut self.reads);
-        let read = if reads.is_empty() { Ok(()) } else { self.backend.read_logits(&reads, logits) };
-        self.reads = reads;
-        self.reads.clear();
-        read
+        let collected = self.backend.collect(drawn).and_then(|()| match reads.is_empty() {
+            true => Ok(()),
+            false => self.backend.read_logits(&reads, logits),
+        });
+        self.spare.push(reads);
+        collected
     }
 
     /// One step; `logits` becomes `[outputs, vocab]`.
@@ -187,9 +194,12 @@ impl<B: Backend> Model<B> {
         self.compute(step, look)?;
         self.backend.sample(&Draws::default())?;
         self.backend.collect(&mut Vec::new())?;
-        self.reads.clear();
-        self.reads.extend(0..step.outputs.len() as u32);
-        self.backend.read_logits(&self.reads, logits)
+        let mut all = self.spare.pop().unwrap_or_default();
+        all.clear();
+        all.extend(0..step.outputs.len() as u32);
+        let read = self.backend.read_logits(&all, logits);
+        self.spare.push(all);
+        read
     }
 
     /// All up to the logits.

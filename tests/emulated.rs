@@ -4,18 +4,23 @@ mod common;
 
 use std::thread;
 
-use common::Server;
+use common::{Server, strait};
 use serde_json::{Value, json};
 
 const QUESTIONS: [&str; 4] = ["What is 12 + 30?", "Reverse: red blue green", "Hello", "How does MLA work?"];
 
-/// Greedy answers to all questions at once, so that they share steps; then one again, streamed, from the prefix cache.
+/// Greedy answers to all questions at once, so that they share steps; then one again, from the prefix cache. Each is asked
+/// without log probabilities too: then steps are launched before it is known what the last one drew.
 fn answers(device: &str) -> Vec<Value> {
     let server = Server::start(&["--device", device, "--dtype", "f32", "--max-model-len", "256"]);
     let ask = |question: &str| {
         let messages = [json!({"role": "user", "content": question})];
-        let request = json!({"messages": messages, "temperature": 0, "max_tokens": 24, "logprobs": true});
-        server.ask("/v1/chat/completions", &request)["choices"][0].clone()
+        let mut request = json!({"messages": messages, "temperature": 0, "max_tokens": 24});
+        let ahead = server.ask("/v1/chat/completions", &request)["choices"][0].clone();
+        request["logprobs"] = json!(true);
+        let answer = server.ask("/v1/chat/completions", &request)["choices"][0].clone();
+        assert_eq!(ahead["message"], answer["message"]);
+        answer
     };
     let mut answers: Vec<Value> = thread::scope(|scope| {
         let asked: Vec<_> = QUESTIONS.iter().map(|question| scope.spawn(|| ask(question))).collect();
@@ -23,6 +28,19 @@ fn answers(device: &str) -> Vec<Value> {
     });
     answers.push(ask(QUESTIONS[0]));
     answers
+}
+
+#[test]
+fn bench_runs_on_the_device() {
+    let args = ["bench", "--device", "sim", "-p", "16", "-n", "2", "-d", "0,16", "-b", "1,2", "--json"];
+    let (code, out, err) = strait(&args);
+    assert_eq!(code, Some(0), "{err}");
+    let card: Value = serde_json::from_str(&out).unwrap();
+    assert!(card["device"].as_str().unwrap().starts_with("cuda (emulator"), "{card}");
+    let rows = card["decode"].as_array().unwrap();
+    assert_eq!(rows.iter().map(|row| row["steps"].clone()).collect::<Value>(), json!([2, 2, 2, 2]));
+    assert!(card["prefill"][0]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert!(card.get("read_bandwidth").is_none(), "nobody has measured it: {card}");
 }
 
 #[test]

@@ -15,11 +15,11 @@ mod target;
 mod times;
 
 use clap::{Args, Subcommand};
-use kernels::{Cpu, Precision};
 use model::forward::Model;
 use model::tensors;
 use model::weights::default_precision;
 
+use crate::device::{DeviceChoice, on_device};
 use crate::failure::Failure;
 use crate::model_dir::ModelFiles;
 use crate::settings::{ModelSource, precision};
@@ -44,6 +44,9 @@ pub(crate) struct Flags {
     /// `demo` (built in), or a directory with config.json and safetensors
     #[arg(long, env = "STRAIT_MODEL", value_name = "demo|DIR", default_value = "demo")]
     model: String,
+    /// As for `serve`. What a GPU reaches at most is not measured here, so there are no shares of it
+    #[arg(long, env = "STRAIT_DEVICE", value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
+    device: String,
     /// What weights and cache are held in; auto is what the checkpoint is stored in
     #[arg(long, env = "STRAIT_DTYPE", value_name = "auto|bf16|f32", default_value = "auto")]
     dtype: String,
@@ -129,6 +132,8 @@ fn rate_card(flags: &Flags) -> Result<(), Failure> {
     if !(1..=1024).contains(&threads) {
         return Err(Failure::Usage("threads: give a number from 1 to 1024".into()));
     }
+    let device: DeviceChoice =
+        flags.device.parse().map_err(|what| Failure::Usage(format!("device: {what}")))?;
     let files = ModelFiles::open(&ModelSource::of(&flags.model))?;
     let spec = files.spec()?;
     let checkpoint = files.checkpoint()?;
@@ -142,23 +147,18 @@ fn rate_card(flags: &Flags) -> Result<(), Failure> {
     }
     let limits = cases.limits(&spec);
     eprintln!("loading {}", flags.model);
-    let mut model = load(spec, &checked, threads, precision, limits)?;
-    let card = measure(&mut model, &flags.model, &cases, |what| eprintln!("measuring {what}"))?;
+    let opened = device.resolve()?.device.open(threads, precision)?;
+    let about = (opened.name(), precision);
+    let card = on_device!(opened, |backend| {
+        let place = |_: &mut _| Ok(limits);
+        let mut model = Model::load(spec, &checked, backend, precision, place, &mut |_| ())
+            .map_err(anyhow::Error::from)?;
+        measure(&mut model, &flags.model, about, &cases, |what| eprintln!("measuring {what}"))?
+    });
     if flags.json {
         return print_json(&card);
     }
     print(&format!("\n{card}"))
-}
-
-fn load(
-    spec: model::spec::ModelSpec,
-    checked: &tensors::Checked<'_>,
-    threads: usize,
-    precision: Precision,
-    limits: kernels::StepLimits,
-) -> anyhow::Result<Model<Cpu>> {
-    let backend = Cpu::new(threads, precision);
-    Ok(Model::load(spec, checked, backend, precision, |_| Ok(limits), &mut |_| ())?)
 }
 
 pub(crate) fn print_json(report: &impl serde::Serialize) -> Result<(), Failure> {

@@ -7,7 +7,8 @@ use anyhow::anyhow;
 #[cfg(feature = "sim")]
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::cuda::{self, About, CudaBackend, Device as _, Driver, Gpu, NoGpu};
-use kernels::{Backend, Cpu, Precision};
+use kernels::{Backend, Cpu, KernelError, Precision};
+use serde::Serialize;
 
 use crate::machine;
 use crate::memory::Defaults;
@@ -216,6 +217,35 @@ impl Opened {
 fn cuda_name<D: cuda::Device>(backend: &CudaBackend<D>) -> String {
     let about = backend.device().about();
     format!("cuda ({}, sm_{})", about.name, about.arch)
+}
+
+/// What a device reaches at most.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Limits {
+    pub threads: usize,
+    /// Bytes a second, measured by reading memory far larger than the caches.
+    pub read_bandwidth: f64,
+    /// Operations a second of a product whose operands stay in cache.
+    pub peak_flops: f64,
+}
+
+/// A backend that may tell what it reaches at most.
+pub(crate) trait Measured: Backend {
+    fn limits(&mut self) -> Result<Option<Limits>, KernelError>;
+}
+
+impl Measured for Cpu {
+    fn limits(&mut self) -> Result<Option<Limits>, KernelError> {
+        let (read_bandwidth, peak_flops) = (self.read_bandwidth(1 << 30)?, self.peak_flops()?);
+        Ok(Some(Limits { threads: self.threads(), read_bandwidth, peak_flops }))
+    }
+}
+
+/// `scripts/gpu` measures a GPU's.
+impl<D: cuda::Device> Measured for CudaBackend<D> {
+    fn limits(&mut self) -> Result<Option<Limits>, KernelError> {
+        Ok(None)
+    }
 }
 
 /// A backend that may know better than by arithmetic what its weights have left.

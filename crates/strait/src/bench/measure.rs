@@ -1,7 +1,8 @@
 //! How fast the model runs here, beside what the machine's memory and arithmetic allow, so that each
 //! row says what share of the limit it is.
 
-use kernels::{Cpu, Step, StepLimits};
+use crate::device::{Limits, Measured};
+use kernels::{Draw, Draws, Precision, Step, StepLimits};
 use model::forward::{Model, prefill_unit};
 use model::plan::Parameters;
 use model::spec::ModelSpec;
@@ -25,6 +26,8 @@ pub(crate) struct Cases {
 /// A decode measurement ends after so long, if it has a few steps by then.
 const ENOUGH: Duration = Duration::from_secs(8);
 const FEW_STEPS: usize = 8;
+/// Steps before those that are counted, at most.
+const WARM_UP: usize = 2;
 const BLOCK_LEN: usize = 64;
 
 impl Cases {
@@ -38,7 +41,7 @@ impl Cases {
     /// Sizes for which the model must be loaded.
     pub(crate) fn limits(&self, spec: &ModelSpec) -> StepLimits {
         let batch = self.batches.iter().copied().max().unwrap_or(1);
-        let depth = self.depths.iter().copied().max().unwrap_or(0) + self.steps;
+        let depth = self.depths.iter().copied().max().unwrap_or(0) + self.steps + WARM_UP;
         let context_len = depth.max(self.prompt).min(spec.context_len);
         StepLimits {
             tokens: self.chunk.max(batch),
@@ -58,11 +61,8 @@ pub(crate) struct RateCard {
     pub parameters: u64,
     pub weights: &'static str,
     pub device: String,
-    pub threads: usize,
-    /// Bytes a second, measured by reading memory far larger than the caches.
-    pub read_bandwidth: f64,
-    /// Operations a second of a product whose operands stay in cache.
-    pub peak_flops: f64,
+    #[serde(flatten)]
+    pub limits: Option<Limits>,
     pub prefill: Vec<Prefill>,
     pub decode: Vec<Decode>,
 }
@@ -132,19 +132,16 @@ impl Sequences<'_> {
     }
 }
 
-/// Runs all cases. `tell` hears what is being measured.
-pub(crate) fn measure(
-    model: &mut Model<Cpu>,
+/// Runs all cases. `device` and `precision` are the model's; `tell` hears what is being measured.
+pub(crate) fn measure<B: Measured>(
+    model: &mut Model<B>,
     name: &str,
+    (device, precision): (String, Precision),
     cases: &Cases,
     mut tell: impl FnMut(&str),
 ) -> anyhow::Result<RateCard> {
     tell("memory bandwidth and arithmetic");
-    let cpu = model.backend_mut();
-    let read_bandwidth = cpu.read_bandwidth(1 << 30)?;
-    let peak_flops = cpu.peak_flops()?;
-    let (device, threads) = (format!("cpu ({})", cpu.isa().name()), cpu.threads());
-    let weights = cpu.precision().name();
+    let limits = model.backend_mut().limits()?;
     let mut prefills = Vec::new();
     if cases.prompt > 0 {
         tell(&format!("prefill of {} tokens", cases.prompt));
@@ -154,23 +151,21 @@ pub(crate) fn measure(
     for &depth in &cases.depths {
         for &batch in &cases.batches {
             tell(&format!("decode at depth {depth}, batch {batch}"));
-            decodes.push(decode(model, depth, batch, cases.steps)?);
+            decodes.push(decode(model, depth, batch, cases.steps, precision)?);
         }
     }
     Ok(RateCard {
         model: name.to_owned(),
         parameters: Parameters::of(model.spec()).total(),
-        weights,
+        weights: precision.name(),
         device,
-        threads,
-        read_bandwidth,
-        peak_flops,
+        limits,
         prefill: prefills,
         decode: decodes,
     })
 }
 
-fn prefill(model: &mut Model<Cpu>, cases: &Cases) -> anyhow::Result<Prefill> {
+fn prefill<B: Measured>(model: &mut Model<B>, cases: &Cases) -> anyhow::Result<Prefill> {
     let limits = model.step_limits().clone();
     let tokens = cases.prompt.min(limits.context_len);
     let mut logits = Vec::new();
@@ -201,7 +196,15 @@ fn prefill_flops(spec: &ModelSpec, tokens: usize) -> f64 {
     2.0 * (a_token * tokens as f64 + a_pair * pairs)
 }
 
-fn decode(model: &mut Model<Cpu>, depth: usize, batch: usize, steps: usize) -> anyhow::Result<Decode> {
+/// Steps as a server takes them: a token drawn for each row, greedily, and the next step launched before it is known where
+/// the device works on its own.
+fn decode<B: Measured>(
+    model: &mut Model<B>,
+    depth: usize,
+    batch: usize,
+    steps: usize,
+    precision: Precision,
+) -> anyhow::Result<Decode> {
     let limits = model.step_limits().clone();
     let unit = prefill_unit(model.spec(), &limits);
     let mut sequences = Sequences { limits: &limits, unit, len: vec![0; batch] };
@@ -209,20 +212,32 @@ fn decode(model: &mut Model<Cpu>, depth: usize, batch: usize, steps: usize) -> a
         let n = (limits.tokens / batch).max(1).min(depth - sequences.len[0]);
         sequences.step(n, |step| model.prime(step))?;
     }
-    let mut logits = Vec::new();
+    let draw = |output| Draw { output, ..Draw::default() };
+    let draws = (0..batch as u32).map(draw).collect();
+    let draws = Draws { sampled_vocab: limits.vocab_size, draws, ..Draws::default() };
+    let (mut drawn, mut logits) = (Vec::new(), Vec::new());
+    let mut under_way = 0;
     let mut times = Vec::new();
     let start = Instant::now();
     let room = limits.context_len - depth;
-    // The first step is warm-up: it is not counted.
-    for i in 0..=steps.min(room.saturating_sub(1)) {
+    // The first steps are warm-up: they are not counted.
+    for i in 0..=(steps + B::STEPS_AHEAD).min(room.saturating_sub(1)) {
         let before = Instant::now();
-        sequences.step(1, |step| model.forward(step, &mut logits))?;
-        if i > 0 {
+        sequences.step(1, |step| model.launch(step, &draws, &[]))?;
+        under_way += 1;
+        if under_way > B::STEPS_AHEAD {
+            model.collect(&mut drawn, &mut logits)?;
+            under_way -= 1;
+        }
+        if i > B::STEPS_AHEAD {
             times.push(before.elapsed().as_secs_f64());
         }
         if start.elapsed() > ENOUGH && times.len() >= FEW_STEPS {
             break;
         }
+    }
+    for _ in 0..under_way {
+        model.collect(&mut drawn, &mut logits)?;
     }
     anyhow::ensure!(
         !times.is_empty(),
@@ -237,7 +252,7 @@ fn decode(model: &mut Model<Cpu>, depth: usize, batch: usize, steps: usize) -> a
         steps: times.len(),
         tokens_per_second: batch as f64 / median,
         median_step_ms: median * 1e3,
-        bytes_per_step: bytes_per_step(model.spec(), depth, batch, model.backend().precision().size()),
+        bytes_per_step: bytes_per_step(model.spec(), depth, batch, precision.size()),
     })
 }
 
@@ -257,25 +272,34 @@ fn bytes_per_step(spec: &ModelSpec, depth: usize, batch: usize, element: usize) 
 impl fmt::Display for RateCard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {:.2} B parameters, {}", self.model, self.parameters as f64 / 1e9, self.weights)?;
-        writeln!(
-            f,
-            "{}, {} threads: reads {:.1} GB/s, computes {:.0} GFLOP/s\n",
-            self.device,
-            self.threads,
-            self.read_bandwidth / 1e9,
-            self.peak_flops / 1e9
-        )?;
-        writeln!(f, "{:<28} {:>10} {:>12} {:>22}", "", "tok/s", "ms a step", "of the limit")?;
+        match self.limits {
+            Some(Limits { threads, read_bandwidth, peak_flops }) => writeln!(
+                f,
+                "{}, {threads} threads: reads {:.1} GB/s, computes {:.0} GFLOP/s\n",
+                self.device,
+                read_bandwidth / 1e9,
+                peak_flops / 1e9
+            )?,
+            None => writeln!(f, "{}\n", self.device)?,
+        }
+        let last = if self.limits.is_some() { "of the limit" } else { "computes, reads" };
+        writeln!(f, "{:<28} {:>10} {:>12} {last:>22}", "", "tok/s", "ms a step")?;
         for p in &self.prefill {
-            let share = p.flops / self.peak_flops * 100.0;
             let name = format!("prefill {}", p.tokens);
-            writeln!(f, "{name:<28} {:>10.1} {:>12} {share:>11.0} % of GFLOP/s", p.tokens_per_second, "")?;
+            write!(f, "{name:<28} {:>10.1} {:>12}", p.tokens_per_second, "")?;
+            match &self.limits {
+                Some(l) => writeln!(f, " {:>11.0} % of GFLOP/s", p.flops / l.peak_flops * 100.0)?,
+                None => writeln!(f, " {:>14.2} TFLOP/s", p.flops / 1e12)?,
+            }
         }
         for d in &self.decode {
-            let share = d.bytes_per_step / (d.median_step_ms / 1e3) / self.read_bandwidth * 100.0;
             let name = format!("decode depth {:>6} batch {:>3}", d.depth, d.batch);
-            let (rate, ms) = (d.tokens_per_second, d.median_step_ms);
-            writeln!(f, "{name:<28} {rate:>10.1} {ms:>12.2} {share:>13.0} % of GB/s")?;
+            let bandwidth = d.bytes_per_step / (d.median_step_ms / 1e3);
+            write!(f, "{name:<28} {:>10.1} {:>12.2}", d.tokens_per_second, d.median_step_ms)?;
+            match &self.limits {
+                Some(l) => writeln!(f, " {:>13.0} % of GB/s", bandwidth / l.read_bandwidth * 100.0)?,
+                None => writeln!(f, " {:>17.1} GB/s", bandwidth / 1e9)?,
+            }
         }
         Ok(())
     }

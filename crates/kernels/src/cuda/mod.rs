@@ -12,6 +12,7 @@ mod device;
 mod gemm;
 mod gpu;
 mod graphs;
+mod memory;
 mod mla;
 pub mod peaks;
 mod prefill;
@@ -26,9 +27,10 @@ pub use compile::{
 };
 pub use device::{About, Device, Field, Kernel, Launch, ParamBytes, Params, Ptr};
 pub use gpu::{Driver, Gpu, Graph, Memory, NoGpu, driver, is_supported};
+pub use memory::{CudaArena, CudaBuffer, Held};
 
-use crate::backend::{Backend, MlaDims, Rope, Workspace};
-use crate::cache::{CacheFormat, GROUP};
+use crate::backend::{Backend, MlaDims, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result, require};
 use crate::matrix::Parts;
@@ -38,75 +40,16 @@ use crate::ops::{
 };
 use crate::step::{Step, StepLimits, StepState};
 use graphs::{Graphs, LAUNCHES_MAX};
+use memory::Bin;
 use sampler::{Drawn, Draws};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use step::DeviceStep;
 
 /// Every kernel that a step may launch.
 pub fn kernels() -> Vec<&'static Kernel> {
     [gemm::KERNELS, mla::KERNELS, prefill::KERNELS, rows::KERNELS, sample::KERNELS].concat()
-}
-
-/// Memory that launches on the list may still touch goes here when its owner lets go; emptied when the list has run.
-type Bin<D> = Arc<Mutex<Vec<<D as Device>::Memory>>>;
-
-/// Memory on the device that outlives the launches that name it.
-pub struct Held<D: Device> {
-    memory: Option<D::Memory>,
-    bin: Bin<D>,
-}
-
-impl<D: Device> Held<D> {
-    fn get(&self) -> &D::Memory {
-        self.memory.as_ref().expect("present until dropped")
-    }
-
-    fn ptr(&self) -> Ptr {
-        D::address(self.get())
-    }
-}
-
-impl<D: Device> Drop for Held<D> {
-    fn drop(&mut self) {
-        let mut bin = self.bin.lock().unwrap_or_else(PoisonError::into_inner);
-        bin.extend(self.memory.take());
-    }
-}
-
-/// `len` numbers of 4 bytes: f32 activations, or expert ids.
-pub struct CudaBuffer<D: Device> {
-    held: Held<D>,
-    len: usize,
-}
-
-impl<D: Device> CudaBuffer<D> {
-    fn ptr(&self) -> Ptr {
-        self.held.ptr()
-    }
-}
-
-/// `[layers, slots, latent_width]`; how rows lie in it, `csrc/page.h` says.
-pub struct CudaArena<D: Device> {
-    held: Held<D>,
-    shape: [usize; 3],
-    /// What attention computes in.
-    precision: Precision,
-    format: CacheFormat,
-    row_bytes: usize,
-    /// Pages of 64 rows as `ldmatrix` or the widening to it reads them; else rows one after another.
-    tiled: bool,
-}
-
-impl<D: Device> CudaArena<D> {
-    fn layer_bytes(&self) -> usize {
-        self.shape[1] * self.row_bytes
-    }
-
-    fn layer(&self, layer: usize) -> Ptr {
-        self.held.ptr().offset(layer * self.layer_bytes())
-    }
 }
 
 /// Made for the largest step.
@@ -192,12 +135,6 @@ impl<D: Device> CudaBackend<D> {
         self.cache
     }
 
-    fn hold(&self, bytes: usize, what: &'static str) -> Result<Held<D>> {
-        let memory = self.device.allocate(bytes.max(4), what)?;
-        self.taken.set(self.taken.get() + D::bytes(&memory));
-        Ok(Held { memory: Some(memory), bin: self.bin.clone() })
-    }
-
     fn reserved(&self, op: &'static str) -> Result<&Reserved<D>> {
         self.reserved.as_ref().ok_or_else(|| KernelError::Shape { op, what: "nothing reserved".into() })
     }
@@ -223,10 +160,6 @@ impl<D: Device> CudaBackend<D> {
         list.clear();
         self.empty_bin();
         ran
-    }
-
-    fn empty_bin(&self) {
-        self.bin.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// What ops have put on the list, taken off it before it ran: to be run, captured and timed by the caller, while all
@@ -261,25 +194,6 @@ impl<D: Device> CudaBackend<D> {
         ran
     }
 
-    fn buffer_of(&self, len: usize) -> Result<CudaBuffer<D>> {
-        Ok(CudaBuffer { held: self.hold(4 * len, "a buffer")?, len })
-    }
-
-    /// The first `N`-byte numbers of a buffer, after all that is on the list.
-    fn download<const N: usize, T>(
-        &self,
-        buffer: &CudaBuffer<D>,
-        len: usize,
-        from: fn([u8; N]) -> T,
-    ) -> Vec<T> {
-        assert!(len <= buffer.len, "{len} numbers of a buffer of {}", buffer.len);
-        let mut bytes = vec![0; len * N];
-        self.flush()
-            .and_then(|()| self.device.read(buffer.held.get(), 0, &mut bytes))
-            .expect("a readable device");
-        bytes.as_chunks::<N>().0.iter().map(|b| from(*b)).collect()
-    }
-
     /// `dims` and the arena are those that scratch memory was made for and the step was checked against.
     fn check_reserved(&self, op: &'static str, dims: &MlaDims, arena: Option<&CudaArena<D>>) -> Result<()> {
         let Reserved { limits, mla, .. } = self.reserved(op)?;
@@ -289,21 +203,6 @@ impl<D: Device> CudaBackend<D> {
         require(arena.shape[1] == limits.slots() && same, op, || {
             format!("an arena {:?} in {}", arena.shape, arena.format.name(arena.precision))
         })
-    }
-
-    /// cos and sin of the positions below `context_len`.
-    fn angles(&self, rope: &Rope, context_len: usize) -> Result<Held<D>> {
-        let angle = |position: usize| {
-            let cos_sin = move |freq: &f32| {
-                let angle = position as f32 * freq;
-                [angle.cos() * rope.scale, angle.sin() * rope.scale]
-            };
-            rope.inv_freq.iter().flat_map(cos_sin)
-        };
-        let bytes: Vec<u8> = (0..context_len).flat_map(angle).flat_map(f32::to_ne_bytes).collect();
-        let angles = self.hold(bytes.len(), "rotary angles")?;
-        self.device.write(angles.get(), 0, &bytes)?;
-        Ok(angles)
     }
 
     /// Tokens that launches of this step are made for; kernels stop at the step's own count.
@@ -345,21 +244,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn arena(&mut self, layers: usize, limits: &StepLimits, dims: &MlaDims) -> Result<CudaArena<D>> {
-        limits.check()?;
-        let shape = [layers, limits.slots(), dims.latent_width()];
-        let (precision, format) = (self.precision, self.cache);
-        let whole = match format {
-            CacheFormat::Plain => precision == Precision::Bf16 && dims.latent_width().is_multiple_of(64),
-            CacheFormat::Fp8 => {
-                dims.kv_lora_rank.is_multiple_of(GROUP) && dims.qk_rope_head_dim.is_multiple_of(64)
-            }
-        };
-        let tiled = whole && limits.block_len.is_multiple_of(64);
-        let row_bytes = format.row_bytes(precision, dims);
-        let what = "the latent cache";
-        let bytes = layers.checked_mul(shape[1]).and_then(|n| n.checked_mul(row_bytes));
-        let held = self.hold(bytes.ok_or(KernelError::Memory { what, bytes: usize::MAX })?, what)?;
-        Ok(CudaArena { held, shape, precision, format, row_bytes, tiled })
+        CudaArena::new(self, layers, limits, dims)
     }
 
     fn reserve(&mut self, workspace: Workspace) -> Result<()> {

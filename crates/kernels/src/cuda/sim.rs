@@ -1,12 +1,18 @@
 //! Runs the kernels' sources on the host, thread by thread, with checks that no GPU makes: how, `csrc/sim.h` says.
 
-use super::device::{About, Device, Field, Kernel, Launch, Ptr};
-use crate::error::{KernelError, Result};
-use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_int, c_void};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-
 pub mod mutants;
+mod table;
+
+pub use table::{Declared, declared};
+
+use super::device::{About, Device, Kernel, Launch, Ptr};
+use crate::error::{KernelError, Result};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use table::{
+    RawDevice, RawLaunch, Table, built_in, sim_alloc, sim_close, sim_counters, sim_counters_reset, sim_free,
+    sim_open, sim_read, sim_write,
+};
 
 /// When asynchronous copies land: at once, when they are waited for, or at random in between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,157 +92,6 @@ pub struct Counters {
     pub shared_wavefronts: u64,
     pub shared_ideal: u64,
 }
-
-/// A kernel as its source declares it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Declared {
-    /// `csrc/{file}.cu`
-    pub file: &'static str,
-    pub name: &'static str,
-    pub threads: u32,
-    /// Name and size of the parameter struct, and its fields.
-    pub params: &'static str,
-    pub params_bytes: usize,
-    pub fields: Vec<Field>,
-}
-
-// ---- the C interface of `csrc/sim_api.cpp`
-
-#[repr(C)]
-struct RawDevice {
-    _opaque: [u8; 0],
-}
-
-#[repr(C)]
-struct RawField {
-    name: *const c_char,
-    at: usize,
-    bytes: usize,
-}
-
-#[repr(C)]
-struct RawKernel {
-    name: *const c_char,
-    threads: u32,
-    run: *const c_void,
-    params: *const c_char,
-    params_bytes: usize,
-    fields: *const RawField,
-    n_fields: usize,
-    next: *const RawKernel,
-}
-
-/// A file; the last of a list has no name.
-#[repr(C)]
-struct RawModule {
-    file: *const c_char,
-    kernels: Option<unsafe extern "C" fn() -> *const RawKernel>,
-}
-
-#[repr(C)]
-struct RawLaunch {
-    kernel: *const RawKernel,
-    grid: [u32; 3],
-    shared_bytes: u32,
-    params: *const c_void,
-    params_bytes: u64,
-    copies: u32,
-    order: u32,
-    seed: u64,
-    races: bool,
-    unwritten: bool,
-    lanes: bool,
-}
-
-type LaunchFn = unsafe extern "C" fn(*mut RawDevice, *const RawLaunch) -> *const c_char;
-type ModulesFn = unsafe extern "C" fn() -> *const RawModule;
-
-unsafe extern "C" {
-    fn sim_open() -> *mut RawDevice;
-    fn sim_close(device: *mut RawDevice);
-    fn sim_alloc(device: *mut RawDevice, bytes: u64, fill: c_int) -> *mut c_void;
-    fn sim_free(device: *mut RawDevice, start: *mut c_void) -> bool;
-    fn sim_write(device: *mut RawDevice, to: *mut c_void, from: *const c_void, bytes: u64) -> *const c_char;
-    fn sim_read(device: *mut RawDevice, from: *const c_void, to: *mut c_void, bytes: u64) -> *const c_char;
-    fn sim_launch(device: *mut RawDevice, launch: *const RawLaunch) -> *const c_char;
-    fn sim_modules() -> *const RawModule;
-    fn sim_counters(device: *const RawDevice, out: *mut Counters);
-    fn sim_counters_reset(device: *mut RawDevice);
-}
-
-// ---- kernels by name
-
-/// A compiled kernel and the emulator it was linked with.
-#[derive(Clone, Copy)]
-struct Entry {
-    /// Without `.cu`.
-    file: &'static str,
-    kernel: &'static RawKernel,
-    launch: LaunchFn,
-}
-
-// SAFETY: kernels are described by constants that are never written.
-unsafe impl Send for Entry {}
-// SAFETY: as above.
-unsafe impl Sync for Entry {}
-
-type Table = HashMap<&'static str, Entry>;
-
-/// # Safety
-/// `text` is a string constant.
-unsafe fn constant(text: *const c_char) -> &'static str {
-    // SAFETY: the caller's promise.
-    unsafe { CStr::from_ptr(text) }.to_str().expect("names are ASCII")
-}
-
-/// All kernels of the modules that `modules` lists.
-///
-/// # Safety
-/// Both functions belong to the same emulator and are never unloaded.
-unsafe fn table(modules: ModulesFn, launch: LaunchFn) -> Table {
-    let mut table = Table::new();
-    // SAFETY: constants all: an array of modules that ends with one without a function, and a linked list of kernels each.
-    unsafe {
-        let mut module = modules();
-        while let Some(kernels) = (*module).kernels {
-            let file = constant((*module).file);
-            let mut next = kernels().as_ref();
-            while let Some(kernel) = next {
-                let name = constant(kernel.name);
-                let known = table.insert(name, Entry { file, kernel, launch });
-                assert!(known.is_none(), "two kernels {name}");
-                next = kernel.next.as_ref();
-            }
-            module = module.add(1);
-        }
-    }
-    table
-}
-
-fn built_in() -> &'static Table {
-    static TABLE: OnceLock<Table> = OnceLock::new();
-    // SAFETY: both are linked into this program.
-    TABLE.get_or_init(|| unsafe { table(sim_modules, sim_launch) })
-}
-
-/// All kernels of `csrc`, by name.
-pub fn declared() -> Vec<Declared> {
-    let describe = |entry: &Entry| {
-        let RawKernel { threads, params_bytes, n_fields, .. } = *entry.kernel;
-        // SAFETY: constants of the module; `fields` has `n_fields` items.
-        let (name, params, fields) = unsafe {
-            let fields = std::slice::from_raw_parts(entry.kernel.fields, n_fields);
-            let fields = fields.iter().map(|f| (constant(f.name), f.at, f.bytes)).collect();
-            (constant(entry.kernel.name), constant(entry.kernel.params), fields)
-        };
-        Declared { file: entry.file, name, threads, params, params_bytes, fields }
-    };
-    let mut all: Vec<Declared> = built_in().values().map(describe).collect();
-    all.sort_by_key(|d| d.name);
-    all
-}
-
-// ---- the device
 
 struct Handle {
     device: *mut RawDevice,
@@ -387,7 +242,7 @@ impl Emulator {
 
 /// What differs between a parameter struct and its twin in `csrc`, if anything.
 #[cfg(test)]
-fn twin_differs(name: &str, bytes: usize, fields: &[Field]) -> Option<String> {
+fn twin_differs(name: &str, bytes: usize, fields: &[super::device::Field]) -> Option<String> {
     let all = declared();
     let twins: Vec<&Declared> = all.iter().filter(|d| d.params == name).collect();
     if twins.is_empty() {

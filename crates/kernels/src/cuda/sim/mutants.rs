@@ -1,6 +1,7 @@
 //! Kernels with a mistake planted in their source, to see that tests find it.
 
-use super::{Emulator, LaunchFn, ModulesFn, Table, lock, table};
+use super::table::{LaunchFn, ModulesFn, Table, table};
+use super::{Emulator, lock};
 use libloading::Library;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -12,9 +12,20 @@ use kernels::cuda::{About, CudaBackend, Device, Launch, Ptr};
 use kernels::*;
 
 fn check(mode: Mode, sizes: Sizes, data: &StepData, precision: Precision, tolerance: f32) {
-    let want = run(&mut Reference::new(precision), sizes, data, precision);
-    let emulator = Emulator::new(mode, 90);
-    let got = run(&mut CudaBackend::new(emulator, precision), sizes, data, precision);
+    check_cached(CacheFormat::Plain, mode, sizes, data, precision, tolerance);
+}
+
+fn check_cached(
+    cache: CacheFormat,
+    mode: Mode,
+    sizes: Sizes,
+    data: &StepData,
+    precision: Precision,
+    tolerance: f32,
+) {
+    let want = run(&mut Reference::new(precision).with_cache(cache), sizes, data, precision);
+    let mut cuda = CudaBackend::new(Emulator::new(mode, 90), precision).with_cache(cache);
+    let got = run(&mut cuda, sizes, data, precision);
     assert_eq!(got.len(), want.len());
     for ((op, got), (_, want)) in got.iter().zip(&want) {
         assert_eq!(got.len(), want.len(), "{op}");
@@ -48,6 +59,9 @@ fn odd_sizes() {
     // In bf16 the kernels round the softmax weights too, and sums in another order now and then round an intermediate
     // to its neighbour, 2^-8 away.
     check(Mode::FAST, ODD, &rows(), Precision::Bf16, 1.5e-2);
+    for precision in [Precision::F32, Precision::Bf16] {
+        check_cached(CacheFormat::Fp8, Mode::FAST, ODD, &rows(), precision, 1.5e-2);
+    }
 }
 
 /// Heads of DeepSeek's and of GLM-4.7-Flash's sizes, for which there are kernels of their own; few of them, and narrow layers.
@@ -66,6 +80,7 @@ fn real_heads() {
         };
         let sizes = Sizes { mla, hidden: 256, intermediate: 128, n_experts: 8, top_k: 3 };
         check(Mode::FAST, sizes, &data, Precision::Bf16, 1.5e-2);
+        check_cached(CacheFormat::Fp8, Mode::FAST, sizes, &data, Precision::Bf16, 1.5e-2);
     }
 }
 

@@ -3,6 +3,7 @@
 use super::device::params;
 use super::{CudaArena, CudaBackend, Device, Held, Kernel, Ptr};
 use crate::backend::{MlaDims, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{Result, require};
 use crate::ops::AttendLatent;
@@ -37,6 +38,8 @@ const ANY_SHARED_MAX: u32 = 64 << 10;
 const ANY_BF16: Kernel =
     Kernel { name: "smxx_bf16_mla_any", file: "mla_any", threads: 128, shared_bytes_max: ANY_SHARED_MAX };
 const ANY_F32: Kernel = Kernel { name: "smxx_f32_mla_any", ..ANY_BF16 };
+const ANY_BF16_FP8: Kernel = Kernel { name: "smxx_bf16_mla_any_fp8", ..ANY_BF16 };
+const ANY_F32_FP8: Kernel = Kernel { name: "smxx_f32_mla_any_fp8", ..ANY_BF16 };
 const COMBINE: Kernel = Kernel { name: "smxx_f32_mla_combine", shared_bytes_max: 0, ..ANY_BF16 };
 
 /// A kernel on tensor cores, for latent rows of 512 + 64 numbers in tiled pages; see `csrc/mla_bf16.cu`.
@@ -48,25 +51,36 @@ struct Tensor {
 /// Latent rows that [`Tensor`] kernels are made for.
 const TENSOR_RANK: usize = 512;
 const TENSOR_WIDTH: usize = 576;
+const TENSOR_FP8_ROW: usize = 656;
 
 impl Tensor {
     const fn new(name: &'static str, heads: usize, keys: usize, stages: usize) -> Self {
+        Self::of_stages(name, heads, keys, stages * keys * TENSOR_WIDTH * 2)
+    }
+
+    /// Of a cache in FP8: stages as they are stored, and one tile as wide as above.
+    const fn fp8(name: &'static str, heads: usize, keys: usize, stages: usize) -> Self {
+        Self::of_stages(name, heads, keys, keys * (stages * TENSOR_FP8_ROW + TENSOR_WIDTH * 2))
+    }
+
+    const fn of_stages(name: &'static str, heads: usize, keys: usize, stage_bytes: usize) -> Self {
         // The query stays in registers where one tile of 16 heads is all.
         let query = if heads == 16 { 0 } else { heads * TENSOR_WIDTH * 2 };
         let weights = heads * (keys * 2 + 16);
         let maxima_and_sums = 2 * (keys / 8) * heads * 4;
-        let shared_bytes = stages * keys * TENSOR_WIDTH * 2 + query + weights + maxima_and_sums;
+        let shared_bytes = stage_bytes + query + weights + maxima_and_sums;
         let kernel = Kernel { name, file: "mla_bf16", threads: 256, shared_bytes_max: shared_bytes as u32 };
         Self { kernel, shared_bytes }
     }
 
     /// The first that has room on the device: more heads together read the keys fewer times, larger tiles and more of them
     /// keep more bytes under way.
-    fn of(heads: usize, shared_bytes_max: u32) -> Option<&'static Self> {
-        let order: [&'static Self; 3] = if heads <= 16 {
-            [&M16_K64_S3, &M16_K64_S2, &M16_K32_S2]
-        } else {
-            [&M32_K64_S2, &M32_K32_S3, &M16_K32_S2]
+    fn of(heads: usize, cache: CacheFormat, shared_bytes_max: u32) -> Option<&'static Self> {
+        let order: [&'static Self; 3] = match (cache, heads <= 16) {
+            (CacheFormat::Plain, true) => [&M16_K64_S3, &M16_K64_S2, &M16_K32_S2],
+            (CacheFormat::Plain, false) => [&M32_K64_S2, &M32_K32_S3, &M16_K32_S2],
+            (CacheFormat::Fp8, true) => [&M16_K64_S3_FP8, &M16_K64_S2_FP8, &M16_K32_S2_FP8],
+            (CacheFormat::Fp8, false) => [&M32_K64_S2_FP8, &M32_K32_S3_FP8, &M16_K32_S2_FP8],
         };
         order.into_iter().find(|tensor| tensor.shared_bytes <= shared_bytes_max as usize)
     }
@@ -77,16 +91,28 @@ static M16_K64_S2: Tensor = Tensor::new("smxx_bf16_mla_m16_k64_s2", 16, 64, 2);
 static M16_K32_S2: Tensor = Tensor::new("smxx_bf16_mla_m16_k32_s2", 16, 32, 2);
 static M32_K64_S2: Tensor = Tensor::new("smxx_bf16_mla_m32_k64_s2", 32, 64, 2);
 static M32_K32_S3: Tensor = Tensor::new("smxx_bf16_mla_m32_k32_s3", 32, 32, 3);
+static M16_K64_S3_FP8: Tensor = Tensor::fp8("smxx_bf16_mla_m16_k64_s3_fp8", 16, 64, 3);
+static M16_K64_S2_FP8: Tensor = Tensor::fp8("smxx_bf16_mla_m16_k64_s2_fp8", 16, 64, 2);
+static M16_K32_S2_FP8: Tensor = Tensor::fp8("smxx_bf16_mla_m16_k32_s2_fp8", 16, 32, 2);
+static M32_K64_S2_FP8: Tensor = Tensor::fp8("smxx_bf16_mla_m32_k64_s2_fp8", 32, 64, 2);
+static M32_K32_S3_FP8: Tensor = Tensor::fp8("smxx_bf16_mla_m32_k32_s3_fp8", 32, 32, 3);
 
 pub(super) const KERNELS: &[&Kernel] = &[
     &ANY_BF16,
     &ANY_F32,
+    &ANY_BF16_FP8,
+    &ANY_F32_FP8,
     &COMBINE,
     &M16_K64_S3.kernel,
     &M16_K64_S2.kernel,
     &M16_K32_S2.kernel,
     &M32_K64_S2.kernel,
     &M32_K32_S3.kernel,
+    &M16_K64_S3_FP8.kernel,
+    &M16_K64_S2_FP8.kernel,
+    &M16_K32_S2_FP8.kernel,
+    &M32_K64_S2_FP8.kernel,
+    &M32_K32_S3_FP8.kernel,
 ];
 
 /// Of partial results, unless the smallest pass needs more.
@@ -139,14 +165,18 @@ impl Plan {
     fn new<D: Device>(b: &CudaBackend<D>, arena: &CudaArena<D>, dims: &MlaDims) -> Self {
         let about = b.device.about();
         let multiprocessors = about.multiprocessors as usize;
-        let known = arena.tiled && (dims.kv_lora_rank, dims.latent_width()) == (TENSOR_RANK, TENSOR_WIDTH);
-        if known && let Some(tensor) = Tensor::of(dims.n_heads, about.shared_bytes_max) {
+        let known = arena.tiled
+            && arena.precision == Precision::Bf16
+            && (dims.kv_lora_rank, dims.latent_width()) == (TENSOR_RANK, TENSOR_WIDTH);
+        if known && let Some(tensor) = Tensor::of(dims.n_heads, arena.format, about.shared_bytes_max) {
             let Tensor { kernel, shared_bytes } = tensor;
             return Self { kernel, shared_bytes: *shared_bytes, blocks: multiprocessors };
         }
-        let kernel = match arena.precision {
-            Precision::Bf16 => &ANY_BF16,
-            Precision::F32 => &ANY_F32,
+        let kernel = match (arena.precision, arena.format) {
+            (Precision::Bf16, CacheFormat::Plain) => &ANY_BF16,
+            (Precision::F32, CacheFormat::Plain) => &ANY_F32,
+            (Precision::Bf16, CacheFormat::Fp8) => &ANY_BF16_FP8,
+            (Precision::F32, CacheFormat::Fp8) => &ANY_F32_FP8,
         };
         let shared_bytes = 4 * (dims.latent_width() + dims.kv_lora_rank + 3 * ANY_KEYS);
         Self { kernel, shared_bytes, blocks: 8 * multiprocessors }

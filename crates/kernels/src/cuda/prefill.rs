@@ -6,6 +6,7 @@ use super::gemm::Kind;
 use super::rows::first_row;
 use super::{CudaBackend, Device, Held, Kernel, Ptr};
 use crate::backend::{MlaDims, Workspace};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{Result, require};
 use crate::ops::AttendExpanded;
@@ -31,10 +32,14 @@ const fn kernel(file: &'static str, name: &'static str, threads: u32, shared_byt
 
 const EXPAND_ANY_BF16: Kernel = kernel("prefill_any", "smxx_bf16_expand_any", 128, SHARED_MAX);
 const EXPAND_ANY_F32: Kernel = kernel("prefill_any", "smxx_f32_expand_any", 128, SHARED_MAX);
+const EXPAND_ANY_BF16_FP8: Kernel = kernel("prefill_any", "smxx_bf16_expand_any_fp8", 128, SHARED_MAX);
+const EXPAND_ANY_F32_FP8: Kernel = kernel("prefill_any", "smxx_f32_expand_any_fp8", 128, SHARED_MAX);
 const ANY_BF16: Kernel = kernel("prefill_any", "smxx_bf16_prefill_any", 128, SHARED_MAX);
 const ANY_F32: Kernel = kernel("prefill_any", "smxx_f32_prefill_any", 128, SHARED_MAX);
 const EXPAND_BF16: Kernel = kernel("prefill_expand", "smxx_bf16_expand", 256, SHARED_MAX);
 const EXPAND_FP8: Kernel = kernel("prefill_expand", "smxx_fp8_expand", 256, SHARED_MAX);
+const EXPAND_BF16_FP8: Kernel = kernel("prefill_expand", "smxx_bf16_expand_fp8", 256, SHARED_MAX);
+const EXPAND_FP8_FP8: Kernel = kernel("prefill_expand", "smxx_fp8_expand_fp8", 256, SHARED_MAX);
 const PREFILL_128_128: Kernel = kernel("prefill", "smxx_bf16_prefill_128_128", 256, 90_112);
 const PREFILL_192_256: Kernel = kernel("prefill", "smxx_bf16_prefill_192_256", 256, 131_072);
 const PREFILL_192_256_SMALL: Kernel = kernel("prefill", "smxx_bf16_prefill_192_256_small", 128, 98_304);
@@ -42,10 +47,14 @@ const PREFILL_192_256_SMALL: Kernel = kernel("prefill", "smxx_bf16_prefill_192_2
 pub(super) const KERNELS: &[&Kernel] = &[
     &EXPAND_ANY_BF16,
     &EXPAND_ANY_F32,
+    &EXPAND_ANY_BF16_FP8,
+    &EXPAND_ANY_F32_FP8,
     &ANY_BF16,
     &ANY_F32,
     &EXPAND_BF16,
     &EXPAND_FP8,
+    &EXPAND_BF16_FP8,
+    &EXPAND_FP8_FP8,
     &PREFILL_128_128,
     &PREFILL_192_256,
     &PREFILL_192_256_SMALL,
@@ -144,10 +153,12 @@ struct Plan {
 }
 
 impl Plan {
-    fn any(precision: Precision, d: &MlaDims) -> Self {
-        let (expand, attend) = match precision {
-            Precision::Bf16 => (&EXPAND_ANY_BF16, &ANY_BF16),
-            Precision::F32 => (&EXPAND_ANY_F32, &ANY_F32),
+    fn any(precision: Precision, cache: CacheFormat, d: &MlaDims) -> Self {
+        let (expand, attend) = match (precision, cache) {
+            (Precision::Bf16, CacheFormat::Plain) => (&EXPAND_ANY_BF16, &ANY_BF16),
+            (Precision::F32, CacheFormat::Plain) => (&EXPAND_ANY_F32, &ANY_F32),
+            (Precision::Bf16, CacheFormat::Fp8) => (&EXPAND_ANY_BF16_FP8, &ANY_BF16),
+            (Precision::F32, CacheFormat::Fp8) => (&EXPAND_ANY_F32_FP8, &ANY_F32),
         };
         Self {
             expand,
@@ -165,9 +176,11 @@ impl Plan {
     /// On tensor cores, where these sizes have a kernel and memory is as it wants it.
     fn fast<D: Device>(b: &CudaBackend<D>, op: &AttendExpanded<'_, CudaBackend<D>>) -> Option<Self> {
         let d = &op.dims;
-        let expand = match (op.w_k.kind(), op.w_uv.kind()) {
-            (Kind::Bf16, Kind::Bf16) => &EXPAND_BF16,
-            (Kind::Fp8, Kind::Fp8) => &EXPAND_FP8,
+        let expand = match (op.w_k.kind(), op.w_uv.kind(), op.arena.format) {
+            (Kind::Bf16, Kind::Bf16, CacheFormat::Plain) => &EXPAND_BF16,
+            (Kind::Fp8, Kind::Fp8, CacheFormat::Plain) => &EXPAND_FP8,
+            (Kind::Bf16, Kind::Bf16, CacheFormat::Fp8) => &EXPAND_BF16_FP8,
+            (Kind::Fp8, Kind::Fp8, CacheFormat::Fp8) => &EXPAND_FP8_FP8,
             _ => return None,
         };
         let room = |kernel: &&Kernel| kernel.shared_bytes_max <= b.device.about().shared_bytes_max;
@@ -178,6 +191,7 @@ impl Plan {
         };
         let expand_shared = 2 * PAGE * d.kv_lora_rank;
         let fits = op.arena.tiled
+            && op.arena.precision == Precision::Bf16
             && d.qk_rope_head_dim == 64
             && d.kv_lora_rank.is_multiple_of(64)
             && expand_shared <= expand.shared_bytes_max as usize
@@ -199,7 +213,7 @@ pub(super) fn attend_expanded<D: Device>(
     op: &AttendExpanded<'_, CudaBackend<D>>,
 ) -> Result<()> {
     let reserved = b.reserved("attend_expanded")?;
-    let plan = Plan::fast(b, op).unwrap_or_else(|| Plan::any(op.arena.precision, &op.dims));
+    let plan = Plan::fast(b, op).unwrap_or_else(|| Plan::any(op.arena.precision, op.arena.format, &op.dims));
     let fits = |kernel: &Kernel, bytes: usize| bytes <= kernel.shared_bytes_max as usize;
     require(
         fits(plan.expand, plan.expand_shared) && fits(plan.attend, plan.attend_shared),

@@ -3,6 +3,7 @@
 use super::device::params;
 use super::{CudaBackend, Device, Kernel, Ptr};
 use crate::backend::View;
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::Result;
 use crate::ops::{AbsorbQuery, CopyBlocks, Embed, LatentWrite, RmsNorm};
@@ -24,6 +25,7 @@ const EMBED: Kernel = kernel("smxx_f32_embed", 0);
 const RMS_NORM: Kernel = kernel("smxx_f32_rms_norm", SUM_BYTES as u32);
 const LATENT_WRITE_BF16: Kernel = kernel("smxx_bf16_latent_write", SUM_BYTES as u32);
 const LATENT_WRITE_F32: Kernel = kernel("smxx_f32_latent_write", SUM_BYTES as u32);
+const LATENT_WRITE_FP8: Kernel = kernel("smxx_fp8_latent_write", SUM_BYTES as u32);
 const ROTATE_QUERY: Kernel = kernel("smxx_f32_rotate_query", 0);
 const COPY_BLOCKS: Kernel = kernel("smxx_u32_copy_blocks", 0);
 
@@ -32,6 +34,7 @@ pub(super) const KERNELS: &[&Kernel] = &[
     &RMS_NORM,
     &LATENT_WRITE_BF16,
     &LATENT_WRITE_F32,
+    &LATENT_WRITE_FP8,
     &ROTATE_QUERY,
     &COPY_BLOCKS,
     &route::LOGITS,
@@ -173,9 +176,10 @@ pub(super) fn latent_write<D: Device>(
         aligned: aligned(&op.kv, rank),
         eps: op.eps,
     };
-    let kernel = match op.arena.precision {
-        Precision::Bf16 => &LATENT_WRITE_BF16,
-        Precision::F32 => &LATENT_WRITE_F32,
+    let kernel = match (op.arena.format, op.arena.precision) {
+        (CacheFormat::Fp8, _) => &LATENT_WRITE_FP8,
+        (CacheFormat::Plain, Precision::Bf16) => &LATENT_WRITE_BF16,
+        (CacheFormat::Plain, Precision::F32) => &LATENT_WRITE_F32,
     };
     b.launch(kernel, [b.token_bucket(), 1, 1], SUM_BYTES, &params);
     Ok(())

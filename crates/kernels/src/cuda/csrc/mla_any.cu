@@ -1,4 +1,4 @@
-// Attention in latent space for any sizes, layout and precision: an item and head at a time, in f32. And the combination
+// Attention in latent space for any sizes, layout, precision and cache: an item and head at a time, in f32. And the combination
 // of a token's items, for all.
 #include "dev.h"
 #include "online.h"
@@ -11,14 +11,12 @@
 #define WARPS (THREADS / 32)
 #define KEYS ONLINE_KEYS
 
-template <bool F32> DEV float latent(const MlaParams &p, u32 slot, int col) {
-    const u8 *layer = (const u8 *)p.layer;
-    if (F32) return ldg_f(layer + plain_at(slot, col, p.width, 4));
-    return bf16_f(ldg_u16(layer + (p.tiled ? tiled_at(slot, col, p.width) : plain_at(slot, col, p.width, 2))));
+template <int CACHE> DEV float latent(const MlaParams &p, u32 slot, int col) {
+    return cached<CACHE>(p.layer, slot, col, p.rank, p.width - p.rank, p.tiled);
 }
 
 // Shared memory: q [width], sum [rank] (each column is one thread's), scores [KEYS], weights [KEYS], slots [KEYS].
-template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item, int head, const MlaResult &result) {
+template <bool F32, int CACHE> DEV void attend_item(const MlaParams &p, const MlaItem &item, int head, const MlaResult &result) {
     u32 q = smem_base(), sum = q + 4 * p.width, scores = sum + 4 * p.rank, weights = scores + 4 * KEYS,
         slots = weights + 4 * KEYS;
     const float *q_from = (const float *)p.q + ((u64)item.token * p.heads + head) * p.width;
@@ -39,7 +37,7 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
         for (int key = warp(); key < n; key += WARPS) {
             u32 slot = lds_u(slots + 4 * key);
             float dot = 0.0f;
-            for (int col = lane(); col < p.width; col += 32) dot = fma_f(lds_f(q + 4 * col), latent<F32>(p, slot, col), dot);
+            for (int col = lane(); col < p.width; col += 32) dot = fma_f(lds_f(q + 4 * col), latent<CACHE>(p, slot, col), dot);
             dot = warp_sum(dot);
             if (lane() == 0) sts_f(scores + 4 * key, dot * p.scale);
         }
@@ -49,7 +47,7 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
         for (int col = tid(); col < p.rank; col += THREADS) {
             float x = lds_f(sum + 4 * col) * shrink;
             for (int key = 0; key < n; key++) {
-                x = fma_f(lds_f(weights + 4 * key), latent<F32>(p, lds_u(slots + 4 * key), col), x);
+                x = fma_f(lds_f(weights + 4 * key), latent<CACHE>(p, lds_u(slots + 4 * key), col), x);
             }
             sts_f(sum + 4 * col, x);
         }
@@ -60,18 +58,20 @@ template <bool F32> DEV void attend_item(const MlaParams &p, const MlaItem &item
     if (result.lse && tid() == 0) stg_f(result.lse + head, online.max + lg2(online.total));
 }
 
-template <bool F32> DEV void attend_items(const MlaParams &p) {
+template <bool F32, int CACHE> DEV void attend_items(const MlaParams &p) {
     int first = mla_first_item(p, mla_pass_token(p, p.pass));
     int units = (mla_first_item(p, mla_pass_token(p, p.pass + 1)) - first) * p.heads;
     for (int unit = cta_x(); unit < units; unit += ncta_x()) {
         int in_pass = unit / p.heads;
         MlaItem item = mla_item(p, first + in_pass);
-        attend_item<F32>(p, item, unit % p.heads, mla_result(p, item.token, in_pass));
+        attend_item<F32, CACHE>(p, item, unit % p.heads, mla_result(p, item.token, in_pass));
     }
 }
 
-KERNEL(THREADS, 1, smxx_bf16_mla_any, MlaParams) { attend_items<false>(p); }
-KERNEL(THREADS, 1, smxx_f32_mla_any, MlaParams) { attend_items<true>(p); }
+KERNEL(THREADS, 1, smxx_bf16_mla_any, MlaParams) { attend_items<false, CACHE_BF16>(p); }
+KERNEL(THREADS, 1, smxx_f32_mla_any, MlaParams) { attend_items<true, CACHE_F32>(p); }
+KERNEL(THREADS, 1, smxx_bf16_mla_any_fp8, MlaParams) { attend_items<false, CACHE_FP8>(p); }
+KERNEL(THREADS, 1, smxx_f32_mla_any_fp8, MlaParams) { attend_items<true, CACHE_FP8>(p); }
 
 // A block for a token and head: the items' averages, weighted by their sums, in the order of keys.
 KERNEL(THREADS, 8, smxx_f32_mla_combine, MlaParams) {

@@ -1,5 +1,5 @@
 // Attention with expanded keys and values for any sizes, layout and precision: a token and head at a time, in f32.
-// expanded: [keys of a chunk], each [heads, nope + v] and then the rotary key, in the cache's precision.
+// expanded: [keys of a chunk], each [heads, nope + v] and then the rotary key, in the precision of products.
 #include "dev.h"
 #include "online.h"
 #include "page.h"
@@ -28,16 +28,14 @@ DEV float expand_weight(const ExpandParams &p, int head, int col, int c) {
 }
 
 // A block: EXPANDED keys, a share of the columns. Shared memory: latents [EXPANDED, width].
-template <bool F32> DEV void expand(const ExpandParams &p) {
+template <bool F32, int CACHE> DEV void expand(const ExpandParams &p) {
     int width = p.rank + p.rope, first = cta_x() * EXPANDED, n = min_i(EXPANDED, p.keys - first);
     for (int i = tid(); i < EXPANDED * width; i += THREADS) {
         int key = i / width, col = i % width, position = p.first + first + key;
         float x = 0.0f;
         if (key < n) {
             u32 slot = step_block(p.step, p.row, position, p.block_len) * p.block_len + (u32)(position % p.block_len);
-            const u8 *layer = (const u8 *)p.layer;
-            if (F32) x = ldg_f(layer + plain_at(slot, col, width, 4));
-            else x = bf16_f(ldg_u16(layer + (p.tiled ? tiled_at(slot, col, width) : plain_at(slot, col, width, 2))));
+            x = cached<CACHE>(p.layer, slot, col, p.rank, p.rope, p.tiled);
         }
         sts_f(smem_base() + 4 * i, x);
     }
@@ -45,7 +43,7 @@ template <bool F32> DEV void expand(const ExpandParams &p) {
     int head_cols = p.nope + p.v, cols = p.heads * head_cols + p.rope;
     for (int col = cta_y() * THREADS + tid(); col < cols; col += ncta_y() * THREADS) {
         float sum[EXPANDED] = {};
-        int head = col / head_cols, in_head = col % head_cols;
+        int head = min_i(col / head_cols, p.heads), in_head = col - head * head_cols;
         if (head == p.heads) {
             for (int key = 0; key < EXPANDED; key++) sum[key] = lds_f(smem_base() + 4 * (key * width + p.rank + in_head));
         } else {
@@ -66,8 +64,10 @@ template <bool F32> DEV void expand(const ExpandParams &p) {
     }
 }
 
-KERNEL(THREADS, 4, smxx_bf16_expand_any, ExpandParams) { expand<false>(p); }
-KERNEL(THREADS, 4, smxx_f32_expand_any, ExpandParams) { expand<true>(p); }
+KERNEL(THREADS, 4, smxx_bf16_expand_any, ExpandParams) { expand<false, CACHE_BF16>(p); }
+KERNEL(THREADS, 4, smxx_f32_expand_any, ExpandParams) { expand<true, CACHE_F32>(p); }
+KERNEL(THREADS, 4, smxx_bf16_expand_any_fp8, ExpandParams) { expand<false, CACHE_FP8>(p); }
+KERNEL(THREADS, 4, smxx_f32_expand_any_fp8, ExpandParams) { expand<true, CACHE_FP8>(p); }
 
 // Shared memory: q [nope + rope], scores [KEYS], weights [KEYS], sum [v] (each column is one thread's).
 template <bool F32> DEV void attend(const AttendParams &p) {

@@ -15,9 +15,35 @@
 #define SCALE_UNITS (SCALE_COLS / UNIT_COLS)
 
 // The page of the block's keys.
-DEV const u8 *key_page(const ExpandParams &p, int position) {
+template <bool CACHE8> DEV const u8 *key_page(const ExpandParams &p, int position) {
     u32 slot = step_block(p.step, p.row, position, p.block_len) * p.block_len + (u32)(position % p.block_len);
-    return (const u8 *)p.layer + (u64)(slot / PAGE_ROWS) * (u64)(PAGE_ROWS * (p.rank + p.rope) * 2);
+    int row_bytes = CACHE8 ? fp8_row_bytes(p.rank, p.rope) : (p.rank + p.rope) * 2;
+    return (const u8 *)p.layer + (u64)(slot / PAGE_ROWS) * (u64)(PAGE_ROWS * row_bytes);
+}
+
+// The latent columns of the page's first n rows into shared memory, and zeros below them.
+DEV void copy_page(const ExpandParams &p, const u8 *page, int n) {
+    for (int i = tid(); i < p.rank * (PAGE_ROWS / 8); i += THREADS) {
+        bool there = ((i >> 3) & (PAGE_ROWS - 1)) < n;
+        cp16(smem_base() + 16 * i, page + 16 * i, there);
+    }
+    cp_commit();
+}
+
+// The same of fp8: a thread has a row, and 16 of its columns at a time.
+DEV void widen_page(const ExpandParams &p, const u8 *page, int n) {
+    int row = tid() % PAGE_ROWS;
+    const u8 *scales = page + PAGE_ROWS * (p.rank + 2 * p.rope) + row * (p.rank / GROUP_COLS) * 4;
+#pragma unroll 4
+    for (int i = tid() / PAGE_ROWS; i < p.rank / 16; i += THREADS / PAGE_ROWS) {
+        v4 lo = {0, 0, 0, 0}, hi = lo;
+        if (row < n) {
+            v4 x = ldg_v4(page + (i * PAGE_ROWS + row) * 16);
+            widen_chunks(x, ldg_u(scales + i / (GROUP_COLS / 16) * 4), lo, hi);
+        }
+        sts_v4(smem_base() + page_chunk(row, 2 * i), lo);
+        sts_v4(smem_base() + page_chunk(row, 2 * i + 1), hi);
+    }
 }
 
 // The two panels' parts of a unit: as they lie, 16 bytes a lane for each half of bf16, or for all of fp8.
@@ -107,16 +133,13 @@ DEV void store(const float (&sums)[4][4][4], u8 *out, int first) {
     }
 }
 
-template <bool FP8> DEV void expand(const ExpandParams &p) {
+template <bool FP8, bool CACHE8> DEV void expand(const ExpandParams &p) {
     int tile = cta_x(), head = cta_y(), n = min_i(PAGE_ROWS, p.keys - tile * PAGE_ROWS);
-    const u8 *page = key_page(p, p.first + tile * PAGE_ROWS);
-    for (int i = tid(); i < p.rank * (PAGE_ROWS / 8); i += THREADS) {
-        bool there = ((i >> 3) & (PAGE_ROWS - 1)) < n;
-        cp16(smem_base() + 16 * i, page + 16 * i, there);
-    }
-    cp_commit();
+    const u8 *page = key_page<CACHE8>(p, p.first + tile * PAGE_ROWS);
+    if constexpr (CACHE8) widen_page(p, page, n);
+    else copy_page(p, page, n);
     if (head == 0) {
-        const u8 *from = page + (p.rank / 64) * TILE_BYTES;
+        const u8 *from = page + PAGE_ROWS * p.rank * (CACHE8 ? 1 : 2);
         u8 *to = (u8 *)p.ropes + (u64)tile * TILE_BYTES;
         for (int i = tid(); i < TILE_BYTES / 16; i += THREADS) stg_v4(to + 16 * i, ldg_v4(from + 16 * i));
     }
@@ -136,5 +159,8 @@ template <bool FP8> DEV void expand(const ExpandParams &p) {
     }
 }
 
-KERNEL(THREADS, 2, smxx_bf16_expand, ExpandParams) { expand<false>(p); }
-KERNEL(THREADS, 1, smxx_fp8_expand, ExpandParams) { expand<true>(p); }
+// The first is the weights' precision, a second one the cache's.
+KERNEL(THREADS, 2, smxx_bf16_expand, ExpandParams) { expand<false, false>(p); }
+KERNEL(THREADS, 1, smxx_fp8_expand, ExpandParams) { expand<true, false>(p); }
+KERNEL(THREADS, 2, smxx_bf16_expand_fp8, ExpandParams) { expand<false, true>(p); }
+KERNEL(THREADS, 1, smxx_fp8_expand_fp8, ExpandParams) { expand<true, true>(p); }

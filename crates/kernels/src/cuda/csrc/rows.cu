@@ -132,24 +132,72 @@ KERNEL(THREADS, 8, smxx_f32_rms_norm, RmsNormParams) {
     F(float, eps)
 PARAMS(LatentWriteParams, LATENT_WRITE_FIELDS)
 
-template <bool F32> DEV void latent_write(const LatentWriteParams &p) {
+// A group's scale is the smallest power of two, from 2^-100 on, with which no number exceeds 448; 1 for zeros, NaN where a
+// number is NaN or infinite. Here as the bits of an f32, of the bits of the largest number without its sign.
+DEV u32 fp8_scale(u32 largest) {
+    if (largest >= 0x7f800000u) return 0x7fc00000u;
+    if (largest == 0) return 0x3f800000u;
+    // 448 is 1.75 x 2^8: a mantissa beyond .75 needs the next exponent.
+    int exponent = max_i((int)((largest + 0x1fffffu) >> 23) - 8, 27);
+    return (u32)exponent << 23;
+}
+
+// The nearest e4m3 of x over its group's scale, ties to even.
+DEV u32 fp8_code(float x, u32 scale) {
+    u32 bits = f_bits(x * bits_f(0x7f000000u - scale)), magnitude = bits & 0x7fffffffu;
+    // 2^14 more leaves the multiples of 2^-9 in the low bits, for numbers below 2^-6; others count exponents from -7.
+    u32 small = f_bits(bits_f(magnitude) + 16384.0f) - f_bits(16384.0f);
+    u32 large = ((magnitude + 0x7ffffu + ((magnitude >> 20) & 1)) >> 20) - (120u << 3);
+    return ((magnitude < 0x3c800000u ? small : large) & 0x7f) | ((bits >> 24) & 0x80);
+}
+
+// A group of columns of fp8, by a warp: each lane four of them.
+DEV void write_group(const LatentWriteParams &p, const float *row, float scale, u32 slot, int group) {
+    int first = group * GROUP_COLS + 4 * lane();
+    float x[4];
+    u32 largest = 0;
+    for (int i = 0; i < 4; i++) {
+        int col = first + i;
+        x[i] = col < p.rank ? ldg_f(row + col) * scale * ldg_f((const float *)p.norm + col) : 0.0f;
+        largest = (u32)max_i((int)largest, (int)(f_bits(x[i]) & 0x7fffffffu));
+    }
+    for (int mask = 16; mask > 0; mask >>= 1) largest = (u32)max_i((int)largest, (int)shfl_xor_u(largest, mask));
+    u32 of_group = fp8_scale(largest), word = 0;
+    u8 *layer = (u8 *)p.layer;
+    Fp8Layer at = {p.rank, p.rope, p.tiled};
+    for (int i = 0; i < 4; i++) {
+        u32 code = fp8_code(x[i], of_group);
+        if (!p.tiled && first + i < p.rank) stg_u8(layer + at.number(slot, first + i), (u8)code);
+        word |= code << (8 * fp8_place(i));
+    }
+    if (p.tiled) stg_u(layer + at.number(slot, first), word);
+    if (lane() == 0) stg_u(layer + at.scale(slot, group), of_group);
+}
+
+template <int CACHE> DEV void latent_write(const LatentWriteParams &p) {
     int token = cta_x(), width = p.rank + p.rope;
     if (token >= step_tokens(p.step)) return;
     const float *row = (const float *)p.kv + (u64)token * p.stride;
     u32 position = ldg_u((const u32 *)p.positions + token), slot = ldg_u((const u32 *)p.slots + token);
     const float *cos_sin = (const float *)p.angles + (u64)position * p.rope;
     float scale = rms_scale(row, p.rank, p.aligned, p.eps);
-    for (int col = tid(); col < width; col += THREADS) {
+    if (CACHE == CACHE_FP8) {
+        for (int group = warp(); group * GROUP_COLS < p.rank; group += THREADS / 32) write_group(p, row, scale, slot, group);
+    }
+    Fp8Layer at = {p.rank, p.rope, p.tiled};
+    for (int col = tid() + (CACHE == CACHE_FP8 ? p.rank : 0); col < width; col += THREADS) {
         float x = col < p.rank ? ldg_f(row + col) * scale * ldg_f((const float *)p.norm + col)
                                : rotated(row + p.rank, cos_sin, col - p.rank);
         u8 *layer = (u8 *)p.layer;
-        if (F32) stg_f(layer + plain_at(slot, col, width, 4), x);
+        if (CACHE == CACHE_F32) stg_f(layer + plain_at(slot, col, width, 4), x);
+        else if (CACHE == CACHE_FP8) stg_u16(layer + at.rotary(slot, col - p.rank), f_bf16(x));
         else stg_u16(layer + (p.tiled ? tiled_at(slot, col, width) : plain_at(slot, col, width, 2)), f_bf16(x));
     }
 }
 
-KERNEL(THREADS, 8, smxx_bf16_latent_write, LatentWriteParams) { latent_write<false>(p); }
-KERNEL(THREADS, 8, smxx_f32_latent_write, LatentWriteParams) { latent_write<true>(p); }
+KERNEL(THREADS, 8, smxx_bf16_latent_write, LatentWriteParams) { latent_write<CACHE_BF16>(p); }
+KERNEL(THREADS, 8, smxx_f32_latent_write, LatentWriteParams) { latent_write<CACHE_F32>(p); }
+KERNEL(THREADS, 8, smxx_fp8_latent_write, LatentWriteParams) { latent_write<CACHE_FP8>(p); }
 
 // ---- the query's rotary part
 

@@ -14,6 +14,8 @@
 // In f32 all rows of gate come first, then those of up.
 #pragma once
 
+#include "fp8.h"
+
 #define WEIGHT_F32 0
 #define WEIGHT_BF16 1
 #define WEIGHT_FP8 2
@@ -38,14 +40,6 @@ DEV u64 weight_at_fp8(int row, int col, int units) {
     int in_unit = unit_lane(row, col) * 16 + ((col >> 4) & 1) * 8 + (reg >> 1) * 4 + (reg & 1) + (col & 1) * 2;
     return weight_unit(row, col, units) * 512 + (u64)in_unit;
 }
-
-// Two pairs of e4m3 as bf16: even register from bytes 0 and 2, odd from 1 and 3. Exponent and mantissa move to where bf16
-// has them, which leaves the value 2^120 too small, also of a subnormal; one exact product puts that right.
-DEV void widen_fp8(u32 x, u32 &even, u32 &odd) {
-    even = mul_bf16x2(((x << 8) & 0x80008000u) | ((x << 4) & 0x07f007f0u), 0x7b807b80u);
-    odd = mul_bf16x2((x & 0x80008000u) | ((x >> 4) & 0x07f007f0u), 0x7b807b80u);
-}
-DEV float fp8_f(u8 x) { return bits_f(((u32)(x & 0x80) << 24) | ((u32)(x & 0x7f) << 20)) * bits_f(0x7b800000u); }
 
 // Element (row, col) of a matrix of any kind; `units` a panel, `cols` as they are without padding.
 DEV float weight_f(int kind, const void *w, const void *scales, int row, int col, int cols, int units) {

@@ -5,6 +5,7 @@ use super::super::rows::tests::{Cuda, ODD, Steps, error, noise, workspace};
 use super::super::sim::mutants::{Module, Mutant, all_are_found};
 use super::super::sim::{Counters, Emulator, Mode};
 use crate::backend::{Backend, MlaDims, View};
+use crate::cache::CacheFormat;
 use crate::dtype::{DType, Precision};
 use crate::matrix::{BlockScales, Matrix, Parts};
 use crate::ops::{AttendExpanded, LatentWrite};
@@ -22,6 +23,7 @@ struct Case<'a> {
     /// Of the limits: half the keys of a chunk, and 64 at least.
     tokens: usize,
     fp8: bool,
+    cache: CacheFormat,
     /// Steps one after another, of as many rows each.
     steps: &'a [&'a [Row]],
 }
@@ -37,8 +39,18 @@ const V2: MlaDims = MlaDims {
 };
 const GLM: MlaDims = MlaDims { n_heads: 1, qk_nope_head_dim: 192, v_head_dim: 256, ..V2 };
 
-const CASE: Case<'_> =
-    Case { dims: V2, precision: Precision::Bf16, block_len: 64, tokens: 64, fp8: false, steps: &[] };
+const CASE: Case<'_> = Case {
+    dims: V2,
+    precision: Precision::Bf16,
+    block_len: 64,
+    tokens: 64,
+    fp8: false,
+    cache: CacheFormat::Plain,
+    steps: &[],
+};
+/// A latent of which FP8 lies in pages, as V2's does.
+const FP8_CACHE: Case<'_> =
+    Case { dims: MlaDims { kv_lora_rank: 256, ..V2 }, cache: CacheFormat::Fp8, ..CASE };
 
 /// Numbers that tokens of latent rows keep.
 const UNTOUCHED: f32 = 0.25;
@@ -155,29 +167,26 @@ impl Case<'_> {
     ) -> Result<(Vec<Vec<f32>>, Cuda), String> {
         let emulator = Emulator::new(mode, arch);
         module.into_iter().for_each(|module| emulator.replace(module));
-        let mut b = CudaBackend::new(emulator, self.precision);
+        let mut b = CudaBackend::new(emulator, self.precision).with_cache(self.cache);
         // Reading panics where a launch fails.
         let ran = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&mut b, self)));
         ran.map(|out| (out, b)).map_err(|e| e.downcast_ref::<String>().cloned().unwrap_or_default())
     }
 
     fn reference(&self) -> Vec<f32> {
-        run(&mut Reference::new(self.precision), self).concat()
+        run(&mut Reference::new(self.precision).with_cache(self.cache), self).concat()
     }
 
     fn meets(&self, want: &[f32], mode: Mode, module: Option<&Module>) -> Result<(), String> {
         let (got, _) = self.emulated(mode, 90, module)?;
         let error = error(&got.concat(), want);
         // The reference rounds what fp8 stands for to bf16.
-        let tolerance = match self.precision {
-            Precision::F32 => 2e-6,
-            Precision::Bf16 => {
-                if self.fp8 {
-                    1e-2
-                } else {
-                    2e-3
-                }
-            }
+        let tolerance = match (self.precision, self.fp8) {
+            // A latent number between two of e4m3 goes either way, as the norm was rounded.
+            _ if self.cache == CacheFormat::Fp8 => 1e-2,
+            (Precision::F32, _) => 2e-6,
+            (Precision::Bf16, true) => 1e-2,
+            (Precision::Bf16, false) => 2e-3,
         };
         if error <= tolerance { Ok(()) } else { Err(format!("off by {error} in {mode:?}")) }
     }
@@ -197,6 +206,14 @@ fn any_sizes() {
             Case { dims: ODD, precision, block_len, steps, ..CASE }.check();
         }
     }
+    // FP8 with a group in part, and in pages where only the heads are of other sizes, or products in f32.
+    for precision in [Precision::F32, Precision::Bf16] {
+        Case { dims: ODD, precision, block_len: 5, steps, ..FP8_CACHE }.check();
+        let dims = MlaDims { kv_lora_rank: 130, ..ODD };
+        Case { dims, precision, steps, ..FP8_CACHE }.check();
+        let dims = MlaDims { kv_lora_rank: 128, qk_rope_head_dim: 64, softmax_scale: 0.05, ..ODD };
+        Case { dims, precision, steps, ..FP8_CACHE }.check();
+    }
     // In tiles, but of sizes that the fast kernels are not for.
     Case { dims: MlaDims { kv_lora_rank: 58, ..ODD }, steps, ..CASE }.check();
     let case = Case { dims: ODD, block_len: 5, steps: &[&[(60, 9, true), (126, 3, true)]], ..CASE };
@@ -209,10 +226,12 @@ fn fast_sizes() {
     // Tails of 1, 63, 64 and 65 keys and queries; more than one chunk, and queries on both sides of its end.
     let rows: &[Row] = &[(0, 65, true), (5, 2, false), (64, 63, true), (0, 1, true), (63, 64, true)];
     Case { tokens: 195, steps: &[rows], ..CASE }.check();
+    Case { tokens: 195, steps: &[rows], ..FP8_CACHE }.check();
     let long: &[Row] = &[(100, 60, true), (320, 4, true)];
     for block_len in [64, 128] {
         Case { block_len, steps: &[long], ..CASE }.check();
         Case { dims: GLM, block_len, steps: &[long], ..CASE }.check();
+        Case { block_len, steps: &[long], ..FP8_CACHE }.check();
     }
     Case { dims: MlaDims { n_heads: 1, kv_lora_rank: 512, ..V2 }, steps: &[&[(60, 6, true)]], ..CASE }
         .check();
@@ -225,6 +244,9 @@ fn weights_in_fp8() {
         let dims = MlaDims { kv_lora_rank, ..V2 };
         let case = Case { dims, fp8: true, steps: &[&[(60, 7, true)]], ..CASE };
         case.check();
+        if kv_lora_rank == 256 {
+            Case { cache: CacheFormat::Fp8, ..case }.check();
+        }
         let mode = Mode { lanes: true, ..Mode::FAST };
         assert!(case.emulated(mode, 90, None).unwrap().1.device.counters().mma > 0, "not the fast kernels");
     }
@@ -268,7 +290,9 @@ const LONG: Case<'_> =
 
 #[test]
 fn whatever_order_threads_and_copies_take() {
-    for case in [LONG, Case { dims: GLM, ..LONG }] {
+    for case in
+        [LONG, Case { dims: GLM, ..LONG }, Case { steps: LONG.steps, tokens: LONG.tokens, ..FP8_CACHE }]
+    {
         let want = case.reference();
         Mode::all().into_iter().for_each(|mode| case.meets(&want, mode, None).unwrap());
     }
@@ -355,6 +379,16 @@ fn mistakes_in_expansion_are_found() {
     let dims = MlaDims { kv_lora_rank: 192, ..V2 };
     let case = Case { dims, steps: &[&[(60, 7, true)]], ..CASE };
     are_found(&mutants, &[case, Case { fp8: true, ..case }]);
+    let mutants = [
+        mutant("if (row < n) {", "{"),
+        mutant("row * (p.rank / GROUP_COLS) * 4", "row * 4"),
+        mutant("(GROUP_COLS / 16) * 4", "(GROUP_COLS / 8) * 4"),
+        mutant("(i * PAGE_ROWS + row) * 16", "(i * PAGE_ROWS + (row ^ 1)) * 16"),
+        mutant("page_chunk(row, 2 * i + 1), hi", "page_chunk(row, 2 * i + 1), lo"),
+        mutant("p.rank * (CACHE8 ? 1 : 2)", "p.rank * 2"),
+        mutant("    cp_wait<0>();\n    bar_sync();", "    cp_wait<0>();"),
+    ];
+    are_found(&mutants, &[Case { steps: &[&[(60, 7, true)]], ..FP8_CACHE }]);
 }
 
 #[test]

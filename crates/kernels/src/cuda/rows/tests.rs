@@ -332,6 +332,137 @@ fn latent_rows_go_to_their_slots() {
     }
 }
 
+/// Numbers and scales of a row of FP8, as `page.h` lays it out.
+fn fp8_row(layer: &[u8], d: MlaDims, tiled: bool, slot: usize) -> (Vec<f32>, Vec<f32>) {
+    let (rank, rope, groups) = (d.kv_lora_rank, d.qk_rope_head_dim, d.kv_lora_rank.div_ceil(128));
+    let row_bytes = CacheFormat::Fp8.row_bytes(Precision::Bf16, &d);
+    let (row, page) = (slot % 64, &layer[slot / 64 * 64 * row_bytes..]);
+    let plain = &layer[slot * row_bytes..];
+    let scale = |col: usize| {
+        let at = if tiled {
+            &page[64 * (rank + 2 * rope) + 4 * (row * groups + col / 128)..]
+        } else {
+            &plain[4 * (col / 128)..]
+        };
+        f32::from_ne_bytes(*at.first_chunk().unwrap())
+    };
+    let number = |col: usize| {
+        let in_word = [0, 2, 1, 3][col % 4];
+        let code = if tiled {
+            page[col / 16 * 1024 + row * 16 + col % 16 / 4 * 4 + in_word]
+        } else {
+            plain[4 * groups + 2 * rope + col]
+        };
+        let mut number = [0.0];
+        crate::dtype::decode(DType::F8E4M3, &[code], &mut number);
+        number[0] * scale(col)
+    };
+    let rotary = |col: usize| {
+        let at = if tiled {
+            &page[64 * rank + 2 * place(true, rope, row, col)..]
+        } else {
+            &plain[4 * groups + 2 * col..]
+        };
+        bf16::from_ne_bytes(*at.first_chunk().unwrap()).to_f32()
+    };
+    let numbers = (0..rank).map(number).chain((0..rope).map(rotary)).collect();
+    (numbers, (0..groups).map(|group| scale(128 * group)).collect())
+}
+
+/// Latent numbers that are exactly the norm's weights, as the numbers are of squares 1.
+fn writes_fp8(module: Option<&Module>, d: MlaDims, block_len: usize, tiled: bool) -> Result<(), String> {
+    let steps = Steps::new(&[(0, 9, true), (70, 3, false)], block_len);
+    let (rank, width, n) = (d.kv_lora_rank, d.latent_width(), 12);
+    let mut b = begin(Mode::all()[0], module, Precision::Bf16, &steps, d).with_cache(CacheFormat::Fp8);
+    // Each group with ties, and as small as another hundredth and thousandth of it; one of zeros, one with a NaN.
+    let shift = |col: usize| [0, 5, -20, 60, -105][col / 128 % 5] - [0, 7, 14][col % 3];
+    let mut gain: Vec<f32> = noise(rank, 6)
+        .iter()
+        .enumerate()
+        .map(|(col, x)| (x * 64.0).round() / 64.0 * 2f32.powi(shift(col)))
+        .collect();
+    if rank > 300 {
+        gain[256..384].fill(0.0);
+        gain[200] = f32::NAN;
+    }
+    let mut kv = noise(n * width, 5);
+    for row in kv.chunks_mut(width) {
+        row[..rank].iter_mut().for_each(|x| *x = x.signum());
+    }
+    let (kv_on, norm) = (b.upload(&kv).unwrap(), b.upload(&gain).unwrap());
+    let mut arena = b.arena(2, &steps.limits, &d).unwrap();
+    assert_eq!(arena.tiled, tiled);
+    let view = View::dense(&kv_on, width);
+    b.latent_write(LatentWrite { kv: view, norm: &norm, eps: 0.0, dims: d, layer: 1, arena: &mut arena })
+        .unwrap();
+    b.flush().map_err(|e| e.to_string())?;
+    let bytes = arena_bytes(&b, &arena);
+    let layer = &bytes[bytes.len() / 2..];
+    let Rope { inv_freq, scale } = rope(d.qk_rope_head_dim);
+    for slot in 0..steps.limits.slots() {
+        let (got, scales) = fp8_row(layer, d, tiled, slot);
+        let Some(t) = steps.slots.iter().position(|&s| s as usize == slot) else {
+            if got.iter().all(|x| *x == 0.0) {
+                continue;
+            }
+            return Err(format!("slot {slot} of nobody was written"));
+        };
+        let mut want: Vec<f32> = kv[t * width..][..width].to_vec();
+        want.iter_mut().zip(&gain).for_each(|(x, gain)| *x *= gain);
+        let angles = inv_freq.iter().map(|f| steps.positions[t] as f32 * f);
+        let cos_sin: Vec<f32> = angles.flat_map(|a| [a.cos() * scale, a.sin() * scale]).collect();
+        rotate_pairs(&mut want[rank..], &cos_sin);
+        CacheFormat::Fp8.round(Precision::Bf16, &d, &mut want);
+        if rank > 300 && scales[2] != 1.0 {
+            return Err(format!("a scale of {} for zeros", scales[2]));
+        }
+        for (col, (g, w)) in got.iter().zip(&want).enumerate() {
+            let same = if col < rank { g == w || (g.is_nan() && w.is_nan()) } else { (g - w).abs() <= 8e-3 };
+            if !same {
+                return Err(format!("token {t} column {col}: {g}, expected {w}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn latent_rows_in_fp8() {
+    let pages = MlaDims { kv_lora_rank: 640, qk_rope_head_dim: 64, ..ODD };
+    let odd = MlaDims { kv_lora_rank: 601, ..ODD };
+    for (d, block_len, tiled) in
+        [(ODD, 5, false), (odd, 64, false), (pages, 5, false), (pages, 64, true), (pages, 128, true)]
+    {
+        writes_fp8(None, d, block_len, tiled).unwrap_or_else(|e| panic!("{d:?}, blocks of {block_len}: {e}"));
+    }
+    let page = |from, to| Mutant { file: "page.h", from, to };
+    let mutants = [
+        mutant("if (largest >= 0x7f800000u) return 0x7fc00000u;", ""),
+        mutant("if (largest == 0) return 0x3f800000u;", ""),
+        mutant("(largest + 0x1fffffu)", "largest"),
+        mutant("0x1fffffu) >> 23) - 8", "0x1fffffu) >> 23) - 7"),
+        mutant("- 8, 27);", "- 8, 20);"),
+        mutant("0x7ffffu + ((magnitude >> 20) & 1)", "0x7ffffu"),
+        mutant("0x7ffffu + ((magnitude >> 20) & 1)", "0x80000u"),
+        mutant("magnitude < 0x3c800000u ? small : large", "large"),
+        mutant("| ((bits >> 24) & 0x80)", ""),
+        page("return (col & 12) | ((col & 1) << 1) | ((col >> 1) & 1);", "return col;"),
+        page("+ PAGE_ROWS * (u32)rank + page_chunk", "+ page_chunk"),
+        page(
+            "4 * (slot % PAGE_ROWS * (u32)groups + (u32)group)",
+            "4 * (slot % PAGE_ROWS + PAGE_ROWS * (u32)group)",
+        ),
+        page("2 * rope + rank + 3) & ~3", "2 * rope + rank)"),
+        mutant("(int)shfl_xor_u(largest, mask)", "0"),
+        mutant("group * GROUP_COLS < p.rank", "(group + 1) * GROUP_COLS <= p.rank"),
+        mutant("group += THREADS / 32) write_group", "group += 8) write_group"),
+        mutant("tid() + (CACHE == CACHE_FP8 ? p.rank : 0)", "tid()"),
+    ];
+    all_are_found(&mutants, |module| {
+        writes_fp8(module, odd, 5, false).and_then(|()| writes_fp8(module, pages, 64, true))
+    });
+}
+
 // ---- the query's rotary part
 
 #[test]

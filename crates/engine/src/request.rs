@@ -9,6 +9,8 @@ use crate::runner::Limits;
 
 /// Of one request.
 pub(crate) const CHOICES_MAX: usize = 1_024;
+/// Biases and stop ids of one request: a device has room for so many a row.
+const LISTED_MAX: usize = 1_024;
 
 /// How the next token is drawn. Built and range-checked at the edge; see [`Request`].
 #[derive(Debug, Clone, PartialEq)]
@@ -27,7 +29,7 @@ pub struct Sampling {
     pub frequency_penalty: f32,
     /// Over prompt and generated tokens; 1 is off.
     pub repetition_penalty: f32,
-    /// Added to logits after the penalties. -100 bans a token, 100 forces it.
+    /// Added to logits after the penalties, each id once. -100 bans a token, 100 forces it.
     pub logit_bias: Vec<(u32, f32)>,
     /// `None`: fresh randomness.
     pub seed: Option<u64>,
@@ -116,10 +118,17 @@ impl Sampling {
                 return Err(format!("{name} is {value}; give a number {}", spoken(&range)));
             }
         }
-        match self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
-            Some((id, bias)) => {
-                Err(format!("logit_bias of token {id} is {bias}; give a number from -100 to 100"))
-            }
+        if let Some((id, bias)) = self.logit_bias.iter().find(|(_, bias)| !(-100.0..=100.0).contains(bias)) {
+            return Err(format!("logit_bias of token {id} is {bias}; give a number from -100 to 100"));
+        }
+        if self.logit_bias.len() > LISTED_MAX {
+            let n = self.logit_bias.len();
+            return Err(format!("logit_bias has {n} entries; give at most {LISTED_MAX}"));
+        }
+        let mut ids: Vec<u32> = self.logit_bias.iter().map(|(id, _)| *id).collect();
+        ids.sort_unstable();
+        match ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(format!("logit_bias names token {} twice; name each once", pair[0])),
             None => Ok(()),
         }
     }
@@ -158,6 +167,9 @@ impl Request {
             return Err(format!(
                 "logit_bias names token {id}; the vocabulary has {vocab_size} tokens, from 0"
             ));
+        }
+        if self.stop_ids.len() > LISTED_MAX {
+            return Err(format!("{} stop ids; give at most {LISTED_MAX}", self.stop_ids.len()));
         }
         self.sampling.check()?;
         self.check_length(limits)

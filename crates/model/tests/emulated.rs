@@ -5,12 +5,12 @@
 
 mod golden;
 
-use engine::request::{End, Event, FinishReason, Request};
-use engine::{EngineHandle, Options};
+use engine::request::{End, Event, FinishReason, Request, Sampling};
+use engine::{EngineHandle, Events, Options};
 use golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of, run};
 use kernels::cuda::CudaBackend;
 use kernels::cuda::sim::{Emulator, Mode};
-use kernels::{Precision, StepLimits};
+use kernels::{Backend, Cpu, Precision, StepLimits};
 use model::forward::Model;
 use std::sync::Mutex;
 
@@ -54,7 +54,7 @@ fn greedy(engine: &EngineHandle, requests: impl Iterator<Item = Request>) -> Vec
     all.into_iter().flatten().map(answer).collect()
 }
 
-fn answer(mut events: engine::Events) -> Vec<u32> {
+fn answer(mut events: Events) -> Vec<u32> {
     let mut ids = Vec::new();
     loop {
         match events.blocking_recv().expect("an end before the channel closes") {
@@ -105,6 +105,101 @@ fn the_engine_decodes_what_the_reference_does() {
             thread.join().expect("the engine ends by itself");
         }
     });
+}
+
+/// Ids, log probabilities told, and the end of a choice.
+type Heard = (Vec<u32>, usize, End);
+
+fn hear(mut events: Events) -> Heard {
+    let (mut ids, mut scores) = (Vec::new(), 0);
+    loop {
+        match events.blocking_recv().expect("an end before the channel closes") {
+            Event::Tokens(tokens) => {
+                scores += tokens.iter().filter(|token| token.logprobs.is_some()).count();
+                ids.extend(tokens.iter().map(|token| token.id));
+            }
+            Event::Prompt(prompt) => scores += prompt.len(),
+            Event::End(end) => return (ids, scores, end),
+            Event::Started { .. } => {}
+        }
+    }
+}
+
+/// A request of its own kind for each number: cuts, penalties, biases, stops, choices, and now and then log probabilities.
+fn mixed(golden: &Golden, i: usize) -> Request {
+    let every = |n: usize, at: usize| i % n == at;
+    let sampling = Sampling {
+        temperature: 0.9,
+        seed: Some(i as u64),
+        top_k: if every(3, 0) { 20 } else { 0 },
+        top_p: if every(2, 0) { 0.9 } else { 1.0 },
+        repetition_penalty: if every(4, 1) { 1.3 } else { 1.0 },
+        frequency_penalty: if every(5, 2) { 0.7 } else { 0.0 },
+        logit_bias: if every(6, 3) { vec![(5, 3.0), (7, -100.0)] } else { Vec::new() },
+        ..Sampling::default()
+    };
+    let prompt = golden.ids(i % 3);
+    let len = prompt.len().min(5 + i * 13 % 60);
+    Request {
+        prompt: prompt[..len].to_vec(),
+        n: if every(4, 0) { 3 } else { 1 },
+        max_new_tokens: 1 + i * 7 % 30,
+        min_new_tokens: if every(3, 1) { 4 } else { 0 },
+        stop_ids: if every(3, 1) { (0..60).collect() } else { Vec::new() },
+        logprobs: every(5, 0).then_some(1),
+        prompt_logprobs: every(10, 0).then_some(1),
+        sampling,
+        ..Request::default()
+    }
+}
+
+/// Answers to requests that come one after another while others run, and clients that leave.
+fn crowd<B: Backend + 'static>(golden: &Golden, backend: B, together: bool) -> Vec<Vec<Heard>> {
+    let spec = golden.spec();
+    let limits = StepLimits {
+        tokens: 24,
+        rows: 4,
+        outputs: 24,
+        vocab_size: spec.vocab_size,
+        context_len: 200,
+        block_len: 8,
+        n_blocks: 40,
+    };
+    let model = golden.model_within(limits, spec.clone(), backend, Precision::F32);
+    let (engine, thread) = engine::start(model, Options::default());
+    let submit = |i| engine.submit(mixed(golden, i)).expect("room in the queue");
+    let mut answers = Vec::new();
+    std::thread::scope(|scope| {
+        let mut waiting = Vec::new();
+        for i in 0..30 {
+            let choices = submit(i);
+            if i % 7 == 6 && together {
+                drop(submit(i + 100));
+            }
+            let answer = scope.spawn(|| choices.into_iter().map(hear).collect::<Vec<_>>());
+            if together {
+                std::thread::sleep(std::time::Duration::from_millis(i as u64 * 17 % 60));
+                waiting.push(answer);
+            } else {
+                answers.push(answer.join().expect("an answer"));
+            }
+        }
+        answers.extend(waiting.into_iter().map(|answer| answer.join().expect("an answer")));
+    });
+    drop(engine);
+    thread.join().expect("the engine ends by itself");
+    answers
+}
+
+/// Steps are launched before it is known what the last ones drew; some must be waited for, since logits are read.
+#[test]
+fn a_crowd_hears_what_each_would_alone_on_the_cpu() {
+    let golden = Golden::open("v2lite-bf16");
+    let alone = crowd(&golden, Cpu::new(1, Precision::F32), false);
+    let together = crowd(&golden, backend(Precision::F32), true);
+    for (i, (got, want)) in together.iter().zip(&alone).enumerate() {
+        assert_eq!(got, want, "request {i}");
+    }
 }
 
 /// To the last bit, in bf16, on tensor cores where there are kernels for them: together and alone, whole and in pieces, by

@@ -7,7 +7,7 @@ use std::ops::Range;
 pub const DRAWN: u32 = 1 << 31;
 
 /// How one token is drawn from a row of logits. Complete in itself: whoever has the row and this, on any machine,
-/// comes to the same token.
+/// comes to the same token, but where the last bit of a sum in f64 decides.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Draw {
     /// Row of the step's logits.

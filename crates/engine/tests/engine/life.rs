@@ -56,6 +56,9 @@ fn requests_that_can_never_run_are_refused_with_the_reason() {
     check(with(Sampling { repetition_penalty: 0.0, ..plain() }), "repetition_penalty");
     check(with(Sampling { logit_bias: vec![(3, 101.0)], ..plain() }), "logit_bias of token 3");
     check(with(Sampling { logit_bias: vec![(96, 1.0)], ..plain() }), "logit_bias names token 96");
+    check(with(Sampling { logit_bias: vec![(5, 1.0), (3, 0.0), (5, 1.0)], ..plain() }), "token 5 twice");
+    check(with(Sampling { logit_bias: vec![(5, 1.0); 1025], ..plain() }), "1025 entries");
+    check(Request { stop_ids: vec![5; 1025], ..request(1, 3, 3) }, "1025 stop ids");
 }
 
 #[test]

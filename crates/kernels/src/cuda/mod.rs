@@ -89,7 +89,7 @@ pub struct CudaBackend<D: Device> {
     n_drawn: usize,
     ids_half: u32,
     /// Steps that were not collected, the oldest first: the ids that they draw, and how many.
-    under_way: VecDeque<(Option<D::Reading>, usize)>,
+    under_way: VecDeque<(D::Reading, usize)>,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -406,8 +406,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         self.list_draws(draws)?;
         self.finish()?;
         let (ids, at) = self.reserved("sample")?.sample.ids_of(self.ids_half);
-        let bytes = 4 * draws.len();
-        let reading = if bytes > 0 { Some(self.device.read_later(ids, at, bytes)?) } else { None };
+        // Of a step that draws nothing too: whoever collects it waits for it.
+        let reading = self.device.read_later(ids, at, 4 * draws.len().max(1))?;
         (self.ids_half, self.n_drawn) = (1 - self.ids_half, draws.len());
         self.under_way.push_back((reading, draws.len()));
         Ok(())
@@ -419,10 +419,9 @@ impl<D: Device> Backend for CudaBackend<D> {
         let Some((reading, n)) = under_way else {
             return Err(KernelError::Shape { op: "collect", what: "no step is under way".into() });
         };
-        let Some(reading) = reading else { return Ok(()) };
-        let mut bytes = vec![0; 4 * n];
+        let mut bytes = vec![0; 4 * n.max(1)];
         self.device.finish_reading(reading, &mut bytes)?;
-        drawn.extend(bytes.as_chunks::<4>().0.iter().map(|id| sample::drawn(u32::from_ne_bytes(*id))));
+        drawn.extend(bytes.as_chunks::<4>().0[..n].iter().map(|id| sample::drawn(u32::from_ne_bytes(*id))));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
-// From a row of logits to a token, one block a draw: what crates/sampler does, to the bit. Weights are f32 by the same
-// polynomial; masses are f64, of 16 lanes a tile of 512. (Where top-k cuts, the CPU packs what is left before it tiles: its
-// sums then differ from these in the last bit of an f64.)
+// From a row of logits to a token, one block a draw: what crates/sampler does. Weights are f32 by the same polynomial, to
+// the bit; masses are f64, of 16 lanes a tile of 512. (Sums may differ from the CPU's in the last bit of an f64: it packs
+// what top-k leaves before it tiles, and adds what lies above a cut by top-p in another order.)
 #include "dev.h"
 #include "step.h"
 

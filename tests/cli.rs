@@ -39,7 +39,7 @@ fn usage_errors_end_with_2_and_name_the_option() {
         (&["doctor", "--device", "cuda:first"], "device"),
         (&["serve", "--quantize", "q8_0"], "quantize"),
         (&["serve", "--dtype", "f64"], "dtype"),
-        (&["serve", "--kv-cache-dtype", "fp8"], "kv-cache-dtype"),
+        (&["serve", "--kv-cache-dtype", "int8"], "kv-cache-dtype: no cache is held in \"int8\""),
         (&["serve", "--kv-cache-memory", "lots"], "kv-cache-memory"),
         (&["serve", "--memory-utilization", "1.5"], "memory-utilization"),
         (&["serve", "--max-num-seqs", "0"], "max-num-seqs"),
@@ -235,7 +235,7 @@ fn damaged_checkpoints_end_with_1_and_one_message() {
 }
 
 #[test]
-fn the_cache_is_held_as_the_weights_are() {
+fn the_cache_is_held_as_the_weights_are_or_in_fp8() {
     let model = golden(MODEL);
     let (code, _, err) = strait(&["serve", "--dry-run", "--model", &model, "--kv-cache-dtype", "bf16"]);
     assert_eq!(code, Some(1));
@@ -244,7 +244,11 @@ fn the_cache_is_held_as_the_weights_are() {
     let (code, out, err) = strait(&both);
     assert_eq!(code, Some(0), "{err}");
     // 3 layers of a latent of 48 numbers, 2 B each: one copy, and nothing beside it.
-    assert!(out.contains("288 B a token"), "{out}");
+    assert!(out.contains("288 B a token in bf16"), "{out}");
+    // 32 of them a byte each and one scale, 16 rotary ones of 2 B.
+    let (code, out, err) = strait(&["serve", "--dry-run", "--model", &model, "--kv-cache-dtype", "fp8"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(out.contains("204 B a token in fp8"), "{out}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Memory and speed by arithmetic alone: what a model needs before any weight is read.
 
 use crate::spec::{Mlp, ModelSpec};
-use kernels::Scoring;
+use kernels::{CacheFormat, Precision, Scoring};
 use std::collections::BTreeSet;
 use std::fmt;
 
@@ -125,8 +125,8 @@ impl KvWidths {
 pub struct Assumptions {
     /// 2 for bf16; 1.0625 for q8_0.
     pub weight_bytes: f64,
-    /// Of a number in the cache: 2 for bf16.
-    pub kv_bytes: f64,
+    /// How the cache stores its rows, and in what precision products are computed.
+    pub cache: (CacheFormat, Precision),
     /// For weights and cache together.
     pub memory_bytes: Option<u64>,
     /// Memory that can be read in a second.
@@ -146,6 +146,8 @@ pub struct Plan {
     pub n_layers: usize,
     pub parameters: Parameters,
     pub kv_widths: KvWidths,
+    /// Of the cache, a token and layer.
+    pub kv_row_bytes: u64,
     pub assumptions: Assumptions,
     /// `(n_experts, top_k, parameters of one expert in all layers)`; zeros without experts.
     experts: (u64, u64, u64),
@@ -163,6 +165,7 @@ impl Plan {
             n_layers: spec.n_layers(),
             parameters,
             kv_widths: KvWidths::of(spec),
+            kv_row_bytes: assumptions.cache.0.row_bytes(assumptions.cache.1, &spec.mla) as u64,
             assumptions,
             experts,
         }
@@ -188,8 +191,9 @@ impl Plan {
         self.kv_bytes_of(self.kv_widths.mla)
     }
 
+    /// The same of rows `width` wide.
     fn kv_bytes_of(&self, width: u64) -> u64 {
-        (self.n_layers as f64 * width as f64 * self.assumptions.kv_bytes).ceil() as u64
+        (self.n_layers as u64 * width * self.kv_row_bytes).div_ceil(self.kv_widths.mla)
     }
 
     /// Parameters that take part in computing one token.
@@ -252,7 +256,8 @@ impl fmt::Display for Plan {
 impl Plan {
     fn write_cache(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let widths = &self.kv_widths;
-        writeln!(f, "\nCache at {} bytes a number", self.assumptions.kv_bytes)?;
+        let (cache, precision) = self.assumptions.cache;
+        writeln!(f, "\nCache in {}", cache.name(precision))?;
         writeln!(f, "  {:<16}{:>12}{:>14}{:>10}", "attention", "a layer", "a token", "of MHA")?;
         for (name, width) in [
             ("MHA", widths.mha),

@@ -11,7 +11,7 @@ pub use generation::GenerationConfig;
 use crate::problems::Problems;
 use family::Family;
 use fields::{Fields, json_object};
-use kernels::{DType, MlaDims, Rope, RouteRule};
+use kernels::{CacheFormat, DType, MlaDims, Precision, Rope, RouteRule};
 
 /// Widest row that is served. With the other bounds it keeps every count of bytes below 2^63.
 const WIDTH_MAX: usize = 1 << 20;
@@ -94,9 +94,9 @@ impl ModelSpec {
         self.mla.latent_width()
     }
 
-    /// Bytes that the cache holds a token, over all layers.
-    pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
-        self.n_layers() * self.latent_width() * element_bytes
+    /// Bytes that the cache holds a token, over all layers, where `precision` is that of products.
+    pub fn kv_bytes_per_token(&self, cache: CacheFormat, precision: Precision) -> usize {
+        self.n_layers() * cache.row_bytes(precision, &self.mla)
     }
 
     /// The tokens that end an answer: those of `generation_config.json` if it names any, else the

@@ -4,7 +4,7 @@
 mod golden;
 
 use golden::{Chunks, Golden, Shape, WHOLE, WHOLE_EXPANDED, error_of, largest_error, run, run_watched};
-use kernels::{Cpu, Isa, Precision, Reference, Scoring};
+use kernels::{CacheFormat, Cpu, Isa, Precision, Reference, Scoring};
 use model::forward::Place;
 use model::spec::{Mlp, ModelSpec};
 
@@ -178,11 +178,20 @@ fn mistakes_are_caught() {
 #[test]
 fn one_latent_row_a_token_and_layer() {
     let golden = Golden::open("v3-f32");
-    for (precision, element) in [(Precision::F32, 4), (Precision::Bf16, 2)] {
-        let model = golden.model(Cpu::new(1, precision), precision, SHAPE);
+    for (cache, precision) in [
+        (CacheFormat::Plain, Precision::F32),
+        (CacheFormat::Plain, Precision::Bf16),
+        (CacheFormat::Fp8, Precision::Bf16),
+    ] {
+        let model = golden.model(Cpu::new(1, precision).with_cache(cache), precision, SHAPE);
         let (spec, limits) = (model.spec(), model.step_limits());
-        let a_token = spec.n_layers() * (spec.mla.kv_lora_rank + spec.mla.qk_rope_head_dim) * element;
-        assert_eq!(a_token, spec.kv_bytes_per_token(element));
+        let (rank, rope) = (spec.mla.kv_lora_rank, spec.mla.qk_rope_head_dim);
+        let row = match cache {
+            CacheFormat::Plain => precision.size() * (rank + rope),
+            CacheFormat::Fp8 => 4 + rank + 2 * rope,
+        };
+        let a_token = spec.n_layers() * row;
+        assert_eq!(a_token, spec.kv_bytes_per_token(cache, precision));
         assert_eq!(model.arena_bytes(), a_token * limits.n_blocks * limits.block_len);
     }
 }

@@ -22,7 +22,7 @@ use model::weights::default_precision;
 use crate::device::{DeviceChoice, on_device};
 use crate::failure::Failure;
 use crate::model_dir::ModelFiles;
-use crate::settings::{ModelSource, precision};
+use crate::settings::{ModelSource, cache_format, kv_dtype, precision};
 use crate::{machine, print};
 use measure::{Cases, measure};
 
@@ -47,9 +47,12 @@ pub(crate) struct Flags {
     /// As for `serve`. What a GPU reaches at most is not measured here, so there are no shares of it
     #[arg(long, env = "STRAIT_DEVICE", value_name = "auto|cpu|cuda[:N]", default_value = "auto")]
     device: String,
-    /// What weights and cache are held in; auto is what the checkpoint is stored in
+    /// What weights are held in; auto is what the checkpoint is stored in
     #[arg(long, env = "STRAIT_DTYPE", value_name = "auto|bf16|f32", default_value = "auto")]
     dtype: String,
+    /// What the cache is held in; auto is as the weights
+    #[arg(long, env = "STRAIT_KV_CACHE_DTYPE", value_name = "auto|bf16|f32|fp8", default_value = "auto")]
+    kv_cache_dtype: String,
     /// Threads to compute with [default: the physical cores]
     #[arg(long, env = "STRAIT_THREADS", value_name = "N")]
     threads: Option<usize>,
@@ -128,6 +131,8 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
 fn rate_card(flags: &Flags) -> Result<(), Failure> {
     let mut cases = flags.cases()?;
     let given = precision(&flags.dtype).map_err(|what| Failure::Usage(format!("dtype: {what}")))?;
+    let kv_dtype =
+        kv_dtype(&flags.kv_cache_dtype).map_err(|what| Failure::Usage(format!("kv-cache-dtype: {what}")))?;
     let threads = flags.threads.unwrap_or_else(machine::default_threads);
     if !(1..=1024).contains(&threads) {
         return Err(Failure::Usage("threads: give a number from 1 to 1024".into()));
@@ -139,6 +144,7 @@ fn rate_card(flags: &Flags) -> Result<(), Failure> {
     let checkpoint = files.checkpoint()?;
     let checked = tensors::check(&spec, &checkpoint)?;
     let precision = given.unwrap_or_else(|| default_precision(&checked));
+    let cache = cache_format(kv_dtype, precision)?;
     for depth in cases.drop_deeper_than(spec.context_len) {
         eprintln!("depth {depth} is left out: the checkpoint's context is {} tokens", spec.context_len);
     }
@@ -147,8 +153,8 @@ fn rate_card(flags: &Flags) -> Result<(), Failure> {
     }
     let limits = cases.limits(&spec);
     eprintln!("loading {}", flags.model);
-    let opened = device.resolve()?.device.open(threads, precision)?;
-    let about = (opened.name(), precision);
+    let opened = device.resolve()?.device.open(threads, precision)?.with_cache(cache);
+    let about = (opened.name(), (precision, cache));
     let card = on_device!(opened, |backend| {
         let place = |_: &mut _| Ok(limits);
         let mut model = Model::load(spec, &checked, backend, precision, place, &mut |_| ())

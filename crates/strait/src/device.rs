@@ -7,7 +7,7 @@ use anyhow::anyhow;
 #[cfg(feature = "sim")]
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::cuda::{self, About, CudaBackend, Device as _, Driver, Gpu, NoGpu};
-use kernels::{Backend, Cpu, KernelError, Precision};
+use kernels::{Backend, CacheFormat, Cpu, KernelError, Precision};
 use serde::Serialize;
 
 use crate::machine;
@@ -151,7 +151,7 @@ macro_rules! on_device {
 pub(crate) use on_device;
 
 impl Device {
-    /// `threads` are the CPU's; `precision` is that of the cache.
+    /// `threads` are the CPU's; `precision` is that of products.
     pub(crate) fn open(&self, threads: usize, precision: Precision) -> anyhow::Result<Opened> {
         match *self {
             Self::Cpu => Ok(Opened::Cpu(Box::new(Cpu::new(threads, precision)))),
@@ -172,6 +172,16 @@ impl Device {
 }
 
 impl Opened {
+    /// The same, with a cache that stores its rows so.
+    pub(crate) fn with_cache(self, cache: CacheFormat) -> Self {
+        match self {
+            Self::Cpu(cpu) => Self::Cpu(Box::new(cpu.with_cache(cache))),
+            Self::Gpu(backend) => Self::Gpu(Box::new(backend.with_cache(cache))),
+            #[cfg(feature = "sim")]
+            Self::Emulator(backend) => Self::Emulator(Box::new(backend.with_cache(cache))),
+        }
+    }
+
     /// `cpu (avx512-bf16)`
     pub(crate) fn name(&self) -> String {
         match self {

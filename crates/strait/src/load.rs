@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{anyhow, ensure};
 use engine::runner::ModelRunner;
-use kernels::{KernelError, Precision};
+use kernels::{CacheFormat, KernelError, Precision};
 use model::checkpoint::Checkpoint;
 use model::forward::{self, Model};
 use model::spec::{GenerationConfig, ModelSpec};
@@ -19,7 +19,7 @@ use crate::device::{FreeMemory, Opened, on_device};
 use crate::memory::{MemoryPlan, MemoryPolicy};
 use crate::model_dir::ModelFiles;
 use crate::progress::Progress;
-use crate::settings::ModelSettings;
+use crate::settings::{ModelSettings, cache_format};
 
 /// Of the fingerprint's look at the weights.
 const SAMPLED_TENSORS: usize = 64;
@@ -53,8 +53,8 @@ pub(crate) struct Text {
 /// What can be said before a weight is packed.
 struct Prepared<'a> {
     checked: Checked<'a>,
-    /// Of weights and cache.
     precision: Precision,
+    cache: CacheFormat,
     device: Opened,
 }
 
@@ -80,8 +80,8 @@ pub(crate) fn load(
         tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
     }
     let unit = forward::prefill_unit(&spec, &plan.limits);
-    let program =
-        [env!("CARGO_PKG_VERSION"), plan.precision.name(), &device, &format!("prefill unit {unit}")];
+    let unit = format!("prefill unit {unit}");
+    let program = [env!("CARGO_PKG_VERSION"), plan.precision.name(), plan.kv_dtype(), &device, &unit];
     let fingerprint = fingerprint(files, &text.digest, &sample, &program);
     Ok(Loaded { model, spec, text, eos_ids, generation, plan, fingerprint, device, policy })
 }
@@ -90,10 +90,10 @@ pub(crate) fn load(
 pub(crate) fn plan(files: &ModelFiles, settings: &ModelSettings) -> anyhow::Result<(ModelSpec, MemoryPlan)> {
     let (spec, _) = both(files.spec(), files.generation())?;
     let planned = open(files).and_then(|checkpoint| {
-        let Prepared { precision, device, .. } = prepare(&spec, &checkpoint, settings)?;
+        let Prepared { precision, cache, device, .. } = prepare(&spec, &checkpoint, settings)?;
         let free = device.free_bytes();
         let policy = settings.memory.or(device.defaults());
-        on_device!(device, |mut backend| policy.plan(&spec, &mut backend, precision, free))
+        on_device!(device, |mut backend| policy.plan(&spec, &mut backend, (precision, cache), free))
     });
     let (plan, _) = both(planned, read_text(files, &spec))?;
     Ok((spec, plan))
@@ -118,7 +118,7 @@ fn weights(
 ) -> anyhow::Result<Packed> {
     let start = Instant::now();
     let checkpoint = open(files)?;
-    let Prepared { checked, precision, device } = prepare(spec, &checkpoint, settings)?;
+    let Prepared { checked, precision, cache, device } = prepare(spec, &checkpoint, settings)?;
     checked.notes.iter().for_each(|note| tracing::warn!("weights: {note}"));
     phase("checkpoint checked", start);
 
@@ -127,8 +127,15 @@ fn weights(
     let mut add = |bytes| progress.add(bytes);
     let (name, free) = (device.name(), device.free_bytes());
     let (memory, policy) = (settings.memory.or(device.defaults()), device.policy());
-    let packed =
-        on_device!(device, |backend| pack(backend, spec, &checked, &memory, precision, free, &mut add));
+    let packed = on_device!(device, |backend| pack(
+        backend,
+        spec,
+        &checked,
+        &memory,
+        (precision, cache),
+        free,
+        &mut add
+    ));
     let (model, plan) = packed?;
     drop(progress);
     phase("weights packed", start);
@@ -141,11 +148,11 @@ fn pack<B: FreeMemory + 'static>(
     spec: &ModelSpec,
     checked: &Checked<'_>,
     policy: &MemoryPolicy,
-    precision: Precision,
+    (precision, cache): (Precision, CacheFormat),
     free: Option<u64>,
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<(Box<dyn ModelRunner>, MemoryPlan)> {
-    let mut plan = policy.plan(spec, &mut backend, precision, free)?;
+    let mut plan = policy.plan(spec, &mut backend, (precision, cache), free)?;
     let mut unfit = None;
     let place = |backend: &mut B| {
         let activations = forward::activation_bytes(spec, plan.limits.tokens) as u64;
@@ -182,21 +189,15 @@ fn prepare<'a>(
     tracing::info!("--device {} is {chosen}", settings.device);
     let checked = tensors::check(spec, checkpoint)?;
     let precision = settings.dtype.unwrap_or_else(|| default_precision(&checked));
-    if let Some(kv) = settings.kv_dtype.filter(|kv| *kv != precision) {
-        let (kv, weights) = (kv.name(), precision.name());
-        return Err(anyhow!(
-            "kv-cache-dtype: {kv}, but the weights are computed in {weights}, and the cache is held in the same; \
-             leave it at auto, or give --dtype {kv}"
-        ));
-    }
-    let device = chosen.device.open(settings.threads, precision)?;
+    let cache = cache_format(settings.kv_dtype, precision)?;
+    let device = chosen.device.open(settings.threads, precision)?.with_cache(cache);
     let block_len = settings.memory.block_len;
     if !matches!(device, Opened::Cpu(_)) && !block_len.is_multiple_of(64) {
         tracing::warn!(
             "block-size {block_len} is no multiple of 64: attention on the GPU takes its slow kernels"
         );
     }
-    Ok(Prepared { checked, precision, device })
+    Ok(Prepared { checked, precision, cache, device })
 }
 
 fn read_text(files: &ModelFiles, spec: &ModelSpec) -> anyhow::Result<Text> {

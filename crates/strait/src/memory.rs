@@ -4,7 +4,7 @@
 use std::fmt;
 
 use anyhow::{Context as _, ensure};
-use kernels::{Backend, Precision, StepLimits};
+use kernels::{Backend, CacheFormat, Precision, StepLimits};
 use model::forward;
 use model::plan::Parameters;
 use model::spec::{Mlp, ModelSpec};
@@ -58,6 +58,7 @@ pub(crate) struct MemoryPlan {
     /// `None`: the system does not tell.
     pub available_bytes: Option<u64>,
     pub precision: Precision,
+    pub cache: CacheFormat,
     /// What the owner should know, with the arithmetic.
     pub notes: Vec<String>,
 }
@@ -79,7 +80,7 @@ impl MemoryPolicy {
         &self,
         spec: &ModelSpec,
         backend: &mut B,
-        precision: Precision,
+        (precision, cache): (Precision, CacheFormat),
         available_bytes: Option<u64>,
     ) -> anyhow::Result<MemoryPlan> {
         let wanted = self.context_len.unwrap_or(spec.context_len);
@@ -93,7 +94,7 @@ impl MemoryPolicy {
         backend.reserve(forward::workspace(spec, &limits)).context("the buffers of a step")?;
         let buffer_bytes = (forward::activation_bytes(spec, limits.tokens) + backend.scratch_bytes()) as u64;
         let weight_bytes = packed_weight_bytes(spec, precision, B::KEEPS_FP8);
-        let kv_bytes_per_token = spec.kv_bytes_per_token(precision.size()) as u64;
+        let kv_bytes_per_token = spec.kv_bytes_per_token(cache, precision) as u64;
         let pool = match self.kv_bytes {
             Some(bytes) => Pool { bytes, of: "--kv-cache-memory".into() },
             None => self.pool_within(available_bytes, weight_bytes, buffer_bytes)?,
@@ -106,6 +107,7 @@ impl MemoryPolicy {
             buffer_bytes,
             available_bytes,
             precision,
+            cache,
             notes: Vec::new(),
         };
         self.fit(&mut plan, &pool)?;
@@ -221,6 +223,11 @@ struct Pool {
 }
 
 impl MemoryPlan {
+    /// What the KV pool is held in.
+    pub(crate) fn kv_dtype(&self) -> &'static str {
+        self.cache.name(self.precision)
+    }
+
     pub(crate) fn pool_tokens(&self) -> usize {
         (self.limits.n_blocks - 1) * self.limits.block_len
     }
@@ -265,12 +272,13 @@ impl fmt::Display for MemoryPlan {
             |what: &str, bytes: u64, note: String| writeln!(f, "  {what:<10}{:>12}   {note}", show(bytes));
         row("weights", self.weight_bytes, format!("in {}", self.precision.name()))?;
         let pool = format!(
-            "{} in {} of {}: {}, {} B a token",
+            "{} in {} of {}: {}, {} B a token in {}",
             count(self.pool_tokens(), "token"),
             count(l.n_blocks - 1, "block"),
             l.block_len,
             self.sessions(),
-            self.kv_bytes_per_token
+            self.kv_bytes_per_token,
+            self.kv_dtype()
         );
         row("KV pool", self.kv_bytes, pool)?;
         let step = format!("for steps of {} in {}", count(l.tokens, "token"), count(l.rows, "sequence"));
@@ -335,7 +343,12 @@ mod tests {
 
     fn plan(policy: &MemoryPolicy, available: u64) -> anyhow::Result<MemoryPlan> {
         let spec = ModelSpec::parse(CONFIG).unwrap();
-        policy.plan(&spec, &mut Cpu::new(1, Precision::F32), Precision::F32, Some(available))
+        policy.plan(
+            &spec,
+            &mut Cpu::new(1, Precision::F32),
+            (Precision::F32, CacheFormat::Plain),
+            Some(available),
+        )
     }
 
     #[test]

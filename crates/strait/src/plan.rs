@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use clap::Args;
-use kernels::{Cpu, DType, Precision};
+use kernels::{CacheFormat, Cpu, DType, Precision};
 use model::plan::{Assumptions, Plan};
 use model::spec::ModelSpec;
 
 use crate::failure::Failure;
 use crate::model_dir::{ModelFiles, read_config, read_optional};
-use crate::settings::ModelSource;
+use crate::settings::{KvDtype, ModelSource};
 use crate::{machine, print, size};
 
 /// Far more than caches hold.
@@ -28,10 +28,13 @@ pub(crate) struct Flags {
     /// Memory bandwidth in GB/s [default: measured here]
     #[arg(long, value_name = "GB/s")]
     bandwidth: Option<f64>,
-    /// What weights and KV cache are held in; auto is what the config says, fp8 are weights of 8 bits with a scale for
-    /// each 128 x 128 and a cache in bf16 [default: auto]
+    /// What weights are held in; auto is what the config says, fp8 are weights of 8 bits with a scale for each 128 x 128
+    /// [default: auto]
     #[arg(long, value_name = "auto|bf16|f32|fp8")]
     dtype: Option<String>,
+    /// What the KV cache is held in; auto is as the weights, bf16 beside weights of fp8 [default: auto]
+    #[arg(long, value_name = "auto|bf16|f32|fp8")]
+    kv_cache_dtype: Option<String>,
     /// Devices with that memory and bandwidth each, the experts divided among them [default: 1]
     #[arg(long, value_name = "N")]
     devices: Option<u64>,
@@ -42,7 +45,9 @@ pub(crate) struct Flags {
 
 pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     let dtype = flags.dtype.as_deref().unwrap_or("auto");
-    let widths = widths(dtype)?;
+    let weights = weights(dtype)?;
+    let kv_dtype = flags.kv_cache_dtype.as_deref().unwrap_or("auto");
+    let kv_dtype = crate::settings::kv_dtype(kv_dtype).map_err(|what| usage("kv-cache-dtype", &what))?;
     let memory = flags.memory.as_deref().map(size::parse).transpose();
     let memory_bytes = memory.map_err(|what| usage("memory", &what))?.or_else(machine::available_memory);
     if flags.bandwidth.is_some_and(|gb| !(gb > 0.0 && gb < 1e9)) {
@@ -56,17 +61,22 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
         return Err(usage("devices", "give a number from 1 to 1024"));
     }
     let spec = ModelSpec::parse(&config(&flags.model)?)?;
-    let (weight_bytes, kv_bytes) = widths.unwrap_or_else(|| {
-        let element = stored(&spec).size() as f64;
-        (element, element)
+    let (weight_bytes, precision) = weights.unwrap_or_else(|| {
+        let precision = stored(&spec);
+        (precision.size() as f64, precision)
     });
+    let cache = match kv_dtype {
+        None => (CacheFormat::Plain, precision),
+        Some(KvDtype::Plain(kv)) => (CacheFormat::Plain, kv),
+        Some(KvDtype::Fp8) => (CacheFormat::Fp8, precision),
+    };
     let bandwidth = match flags.bandwidth {
         Some(gb) => gb * 1e9,
         None => Cpu::new(machine::default_threads(), Precision::Bf16).read_bandwidth(PROBE_BYTES)?,
     };
     let assumptions = Assumptions {
         weight_bytes,
-        kv_bytes,
+        cache,
         devices,
         memory_bytes,
         bandwidth_bytes: Some(bandwidth),
@@ -79,15 +89,15 @@ fn usage(option: &str, what: &str) -> Failure {
     Failure::Usage(format!("{option}: {what}"))
 }
 
-/// Bytes of a weight and of a number in the cache; `None`: auto.
-fn widths(dtype: &str) -> Result<Option<(f64, f64)>, Failure> {
+/// Bytes of a weight and the precision that it is computed in; `None`: auto.
+fn weights(dtype: &str) -> Result<Option<(f64, Precision)>, Failure> {
     /// A byte, and 4 for each block of 128 x 128.
     const FP8: f64 = 1.0 + 4.0 / (128.0 * 128.0);
     if dtype == "fp8" {
-        return Ok(Some((FP8, 2.0)));
+        return Ok(Some((FP8, Precision::Bf16)));
     }
     let given = crate::settings::precision(dtype).map_err(|what| usage("dtype", &what))?;
-    Ok(given.map(|precision| (precision.size() as f64, precision.size() as f64)))
+    Ok(given.map(|precision| (precision.size() as f64, precision)))
 }
 
 fn config(model: &str) -> anyhow::Result<Vec<u8>> {

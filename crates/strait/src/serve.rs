@@ -184,7 +184,7 @@ pub(crate) fn load_and_run(
         kv_cache: KvCacheInfo {
             block_len: plan.limits.block_len,
             n_blocks: plan.limits.n_blocks,
-            dtype: plan.precision.name().into(),
+            dtype: plan.kv_dtype().into(),
         },
     });
     ready(&welcome);
@@ -221,9 +221,10 @@ fn welcome(of: &Welcome, url: &str, name: &str, with_key: bool, start: Instant) 
     tracing::info!("model {name}: {}, {millions:.1} M parameters in {}", of.family, of.dtype);
     tracing::info!("device {}, {} threads", of.device, of.threads);
     tracing::info!(
-        "memory: weights {}, KV pool {} = {} tokens = {}, buffers {}",
+        "memory: weights {}, KV pool {} in {} = {} tokens = {}, buffers {}",
         show(plan.weight_bytes),
         show(plan.kv_bytes),
+        plan.kv_dtype(),
         plan.pool_tokens(),
         plan.sessions(),
         show(plan.buffer_bytes)

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use figment::Figment;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
-use kernels::Precision;
+use kernels::{CacheFormat, Precision};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing_subscriber::filter::{LevelFilter, Targets};
@@ -36,7 +37,7 @@ pub(crate) struct ModelSettings {
     /// `None`: as the checkpoint is stored.
     pub dtype: Option<Precision>,
     /// `None`: as the weights.
-    pub kv_dtype: Option<Precision>,
+    pub kv_dtype: Option<KvDtype>,
     pub threads: usize,
     pub memory: MemoryPolicy,
 }
@@ -95,7 +96,7 @@ impl ModelSettings {
         let device = wrong.note("device", text(&flags.device).parse());
         wrong.note("quantize", check_quantize(flags.quantize.as_deref().unwrap_or("none")));
         let dtype = wrong.note("dtype", precision(&text(&flags.dtype)));
-        let kv_dtype = wrong.note("kv-cache-dtype", precision(&text(&flags.kv_cache_dtype)));
+        let kv_dtype = wrong.note("kv-cache-dtype", kv_dtype(&text(&flags.kv_cache_dtype)));
         let threads = wrong.note("threads", within(flags.threads, machine::default_threads(), 1, 1 << 10));
         let context_len = wrong.note("max-model-len", optional(flags.max_model_len, 2, 1 << 26));
         let kv_bytes =
@@ -234,6 +235,39 @@ fn check_quantize(text: &str) -> Result<(), String> {
     match text {
         "none" => Ok(()),
         other => Err(format!("{other:?}: weights are not quantized by this version; use none")),
+    }
+}
+
+/// What the KV cache is held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvDtype {
+    Plain(Precision),
+    Fp8,
+}
+
+/// `None`: auto.
+pub(crate) fn kv_dtype(text: &str) -> Result<Option<KvDtype>, String> {
+    match text {
+        "fp8" => Ok(Some(KvDtype::Fp8)),
+        _ => match precision(text) {
+            Ok(plain) => Ok(plain.map(KvDtype::Plain)),
+            Err(_) => Err(format!("no cache is held in {text:?}; use auto, bf16, f32 or fp8")),
+        },
+    }
+}
+
+/// How a cache asked for is stored beside weights that are computed in `precision`.
+pub(crate) fn cache_format(asked: Option<KvDtype>, precision: Precision) -> anyhow::Result<CacheFormat> {
+    match asked {
+        Some(KvDtype::Fp8) => Ok(CacheFormat::Fp8),
+        Some(KvDtype::Plain(kv)) if kv != precision => {
+            let (kv, weights) = (kv.name(), precision.name());
+            Err(anyhow!(
+                "kv-cache-dtype: {kv}, but the weights are computed in {weights}, and a cache that is not fp8 is held in \
+                 the same; leave it at auto, or give --dtype {kv}"
+            ))
+        }
+        _ => Ok(CacheFormat::Plain),
     }
 }
 

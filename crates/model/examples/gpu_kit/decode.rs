@@ -4,7 +4,7 @@ use crate::noisy::Noisy;
 use crate::report::{self, Found, Outcome};
 use crate::{Open, Options};
 use kernels::cuda::{CudaBackend, Device};
-use kernels::{DRAWN, Draw, Draws, Precision, Step, StepLimits};
+use kernels::{CacheFormat, DRAWN, Draw, Draws, Precision, Step, StepLimits};
 use model::checkpoint::Checkpoint;
 use model::forward::Model;
 use model::plan::{Assumptions, Plan};
@@ -267,7 +267,7 @@ fn decode<D: Device>(
     }
     let assumptions = Assumptions {
         weight_bytes: 2.0,
-        kv_bytes: 2.0,
+        cache: (CacheFormat::Plain, Precision::Bf16),
         memory_bytes: None,
         bandwidth_bytes: Some(options.bandwidth),
         context_len: depth,

@@ -1,6 +1,7 @@
 //! Memory arithmetic against published numbers.
 
 use crate::{config, golden};
+use kernels::{CacheFormat, Precision};
 use model::plan::{Assumptions, KvWidths, Parameters, Plan};
 use model::spec::ModelSpec;
 use model::tensors::expected;
@@ -11,7 +12,7 @@ fn spec(name: &str) -> ModelSpec {
 
 const BF16: Assumptions = Assumptions {
     weight_bytes: 2.0,
-    kv_bytes: 2.0,
+    cache: (CacheFormat::Plain, Precision::Bf16),
     memory_bytes: Some(80 << 30),
     bandwidth_bytes: Some(100e9),
     context_len: 163_840,
@@ -56,6 +57,10 @@ fn cache_of_deepseek_v3() {
     assert_eq!((few_heads.mha, few_heads.gqa8), (4 * 40, 4 * 40));
     let plan = Plan::new(&spec("deepseek-v3"), BF16);
     assert_eq!(plan.kv_bytes_per_token(), 61 * 576 * 2);
+    let fp8 = Assumptions { cache: (CacheFormat::Fp8, Precision::Bf16), ..BF16 };
+    let fp8 = Plan::new(&spec("deepseek-v3"), fp8);
+    assert_eq!(fp8.kv_bytes_per_token(), 61 * 656);
+    assert!(fp8.to_string().contains("Cache in fp8\n"), "{fp8}");
     assert_eq!(plan.tokens_that_fit(), Some(0), "1.3 TB of weights do not fit into 80 GiB");
 }
 

@@ -1,7 +1,7 @@
 //! Configs as their authors published them.
 
 use crate::{GOLDENS, config, golden};
-use kernels::{RouteRule, Scoring};
+use kernels::{CacheFormat, Precision, RouteRule, Scoring};
 use model::spec::{GenerationConfig, Mlp, ModelSpec, MoeSpec};
 use std::f64::consts::PI;
 
@@ -51,7 +51,7 @@ fn everything_else_of_two_published_models() {
     assert_eq!((v3.rms_norm_eps, v3.latent_norm_eps), (1e-6, 1e-6));
     assert_eq!((v3.fp8_block, v3.n_mtp_layers, v3.tie_word_embeddings), (Some([128, 128]), 1, false));
     assert_eq!((v3.bos_id, v3.config_eos_ids.as_slice()), (Some(0), &[1][..]));
-    assert_eq!((v3.latent_width(), v3.kv_bytes_per_token(2)), (576, 70272));
+    assert_eq!((v3.latent_width(), v3.kv_bytes_per_token(CacheFormat::Plain, Precision::Bf16)), (576, 70272));
 
     let glm = published("glm-4.7-flash");
     assert_eq!((glm.rms_norm_eps, glm.latent_norm_eps), (1e-5, 1e-6));

@@ -2,7 +2,7 @@
 //! row says what share of the limit it is.
 
 use crate::device::{Limits, Measured};
-use kernels::{Draw, Draws, Precision, Step, StepLimits};
+use kernels::{CacheFormat, Draw, Draws, Precision, Step, StepLimits};
 use model::forward::{Model, prefill_unit};
 use model::plan::Parameters;
 use model::spec::ModelSpec;
@@ -60,6 +60,7 @@ pub(crate) struct RateCard {
     pub model: String,
     pub parameters: u64,
     pub weights: &'static str,
+    pub cache: &'static str,
     pub device: String,
     #[serde(flatten)]
     pub limits: Option<Limits>,
@@ -132,11 +133,11 @@ impl Sequences<'_> {
     }
 }
 
-/// Runs all cases. `device` and `precision` are the model's; `tell` hears what is being measured.
+/// Runs all cases. `device` and `numbers` (of products, of the cache) are the model's; `tell` hears what is being measured.
 pub(crate) fn measure<B: Measured>(
     model: &mut Model<B>,
     name: &str,
-    (device, precision): (String, Precision),
+    (device, numbers): (String, (Precision, CacheFormat)),
     cases: &Cases,
     mut tell: impl FnMut(&str),
 ) -> anyhow::Result<RateCard> {
@@ -151,13 +152,14 @@ pub(crate) fn measure<B: Measured>(
     for &depth in &cases.depths {
         for &batch in &cases.batches {
             tell(&format!("decode at depth {depth}, batch {batch}"));
-            decodes.push(decode(model, depth, batch, cases.steps, precision)?);
+            decodes.push(decode(model, depth, batch, cases.steps, numbers)?);
         }
     }
     Ok(RateCard {
         model: name.to_owned(),
         parameters: Parameters::of(model.spec()).total(),
-        weights: precision.name(),
+        weights: numbers.0.name(),
+        cache: numbers.1.name(numbers.0),
         device,
         limits,
         prefill: prefills,
@@ -203,7 +205,7 @@ fn decode<B: Measured>(
     depth: usize,
     batch: usize,
     steps: usize,
-    precision: Precision,
+    numbers: (Precision, CacheFormat),
 ) -> anyhow::Result<Decode> {
     let limits = model.step_limits().clone();
     let unit = prefill_unit(model.spec(), &limits);
@@ -252,13 +254,18 @@ fn decode<B: Measured>(
         steps: times.len(),
         tokens_per_second: batch as f64 / median,
         median_step_ms: median * 1e3,
-        bytes_per_step: bytes_per_step(model.spec(), depth, batch, precision.size()),
+        bytes_per_step: bytes_per_step(model.spec(), depth, batch, numbers),
     })
 }
 
 /// Every weight once, of the routed experts the share that `batch` tokens hit on average, and the
 /// latent rows of each sequence.
-fn bytes_per_step(spec: &ModelSpec, depth: usize, batch: usize, element: usize) -> f64 {
+fn bytes_per_step(
+    spec: &ModelSpec,
+    depth: usize,
+    batch: usize,
+    (precision, cache): (Precision, CacheFormat),
+) -> f64 {
     let p = Parameters::of(spec);
     let head = if p.lm_head == 0 { p.embedding } else { p.lm_head };
     let hit = spec.moe().map_or(0.0, |moe| {
@@ -266,12 +273,14 @@ fn bytes_per_step(spec: &ModelSpec, depth: usize, batch: usize, element: usize) 
     });
     let weights = (p.attention + p.dense_mlp + p.shared_experts + p.router + head) as f64
         + p.routed_experts as f64 * hit;
-    weights * element as f64 + (batch * depth * spec.kv_bytes_per_token(element)) as f64
+    let latents = batch * depth * spec.kv_bytes_per_token(cache, precision);
+    weights * precision.size() as f64 + latents as f64
 }
 
 impl fmt::Display for RateCard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {:.2} B parameters, {}", self.model, self.parameters as f64 / 1e9, self.weights)?;
+        let billions = self.parameters as f64 / 1e9;
+        writeln!(f, "{}: {billions:.2} B parameters, {}, cache {}", self.model, self.weights, self.cache)?;
         match self.limits {
             Some(Limits { threads, read_bandwidth, peak_flops }) => writeln!(
                 f,

@@ -3,7 +3,9 @@
 
 mod golden;
 
-use golden::{Chunks, Golden, Shape, WHOLE, WHOLE_EXPANDED, error_of, largest_error, run, run_watched};
+use golden::{
+    Chunks, Golden, Nearness, Shape, WHOLE, WHOLE_EXPANDED, error_of, largest_error, run, run_watched,
+};
 use kernels::{CacheFormat, Cpu, Isa, Precision, Reference, Scoring};
 use model::forward::Place;
 use model::spec::{Mlp, ModelSpec};
@@ -201,42 +203,9 @@ fn one_latent_row_a_token_and_layer() {
 #[test]
 fn bf16_is_as_near_as_bf16_can_be() {
     for golden in Golden::all() {
-        let allowed = &golden.json["bf16_run"];
-        if allowed.is_null() {
-            continue;
-        }
-        let mut model = golden.model(Cpu::new(2, Precision::Bf16), Precision::Bf16, SHAPE);
-        let vocab = model.spec().vocab_size;
-        let sequences: Vec<Vec<u32>> =
-            (0..4).map(|p| [golden.ids(p), golden.greedy(p)[..31].to_vec()].concat()).collect();
-        let logits = run(&mut model, &sequences, WHOLE_EXPANDED);
-        let (mut errors, mut same, mut clear) = (Vec::new(), 0, 0);
-        for (p, logits) in logits.iter().enumerate() {
-            let steps = golden.json["prompts"][p]["greedy"]["steps"].as_array().unwrap();
-            for (j, step) in steps.iter().enumerate() {
-                let row = &logits[(golden.ids(p).len() - 1 + j) * vocab..][..vocab];
-                let max = row.iter().copied().fold(f32::MIN, f32::max);
-                let norm = max + row.iter().map(|l| (l - max).exp()).sum::<f32>().ln();
-                let error = step["top20"].as_array().unwrap()[..5].iter().map(|pair| {
-                    let id = pair[0].as_u64().unwrap() as usize;
-                    (row[id] - norm - pair[1].as_f64().unwrap() as f32).abs()
-                });
-                let error = error.fold(0.0, f32::max);
-                if step["margin"].as_f64().unwrap() > 0.2 {
-                    errors.push(error);
-                    clear += 1;
-                    same += usize::from(row[step["id"].as_u64().unwrap() as usize] == max);
-                }
-            }
-        }
-        errors.sort_by(f32::total_cmp);
-        let (median, p90) = (errors[errors.len() / 2], errors[errors.len() * 9 / 10]);
-        let agreement = same as f32 / clear as f32;
-        println!("{}: median {median:.3}, 90 % {p90:.3}, same top-1 {agreement:.3} of {clear}", golden.name);
-        assert!(
-            median < 0.15 && p90 < 0.43 && agreement > 0.95,
-            "{}: {median} {p90} {agreement}",
-            golden.name
-        );
+        let model = || golden.model(Cpu::new(2, Precision::Bf16), Precision::Bf16, SHAPE);
+        let Some(near) = Nearness::of(&golden, model) else { continue };
+        println!("{}: {near:?}", golden.name);
+        assert!(near.median < 0.15 && near.p90 < 0.43 && near.same > 0.95, "{}: {near:?}", golden.name);
     }
 }

@@ -286,3 +286,47 @@ pub(crate) fn error_of<B: Backend>(golden: &Golden, model: &mut Model<B>, chunks
     let steps = golden.f32s("prompt1.step_logits");
     worst.max(largest_error(&logits[1][(prompt1 - 1) * vocab..], &steps))
 }
+
+/// How near a model in bf16 comes to the reference's greedy answers, token by token, where those have a clear margin.
+#[derive(Debug)]
+pub(crate) struct Nearness {
+    /// Errors of the top log probabilities, the largest of five a token.
+    pub(crate) median: f32,
+    pub(crate) p90: f32,
+    /// Share of the tokens of which the top one is the same.
+    pub(crate) same: f32,
+}
+
+impl Nearness {
+    /// `None` where the golden says nothing about bf16.
+    pub(crate) fn of<B: Backend>(golden: &Golden, model: impl FnOnce() -> Model<B>) -> Option<Self> {
+        if golden.json["bf16_run"].is_null() {
+            return None;
+        }
+        let mut model = model();
+        let vocab = model.spec().vocab_size;
+        let sequences: Vec<Vec<u32>> =
+            (0..4).map(|p| [golden.ids(p), golden.greedy(p)[..31].to_vec()].concat()).collect();
+        let logits = run(&mut model, &sequences, WHOLE_EXPANDED);
+        let (mut errors, mut same) = (Vec::new(), 0);
+        for (p, logits) in logits.iter().enumerate() {
+            let steps = golden.json["prompts"][p]["greedy"]["steps"].as_array().unwrap();
+            for (j, step) in steps.iter().enumerate() {
+                let row = &logits[(golden.ids(p).len() - 1 + j) * vocab..][..vocab];
+                let max = row.iter().copied().fold(f32::MIN, f32::max);
+                let norm = max + row.iter().map(|l| (l - max).exp()).sum::<f32>().ln();
+                let error = step["top20"].as_array().unwrap()[..5].iter().map(|pair| {
+                    let id = pair[0].as_u64().unwrap() as usize;
+                    (row[id] - norm - pair[1].as_f64().unwrap() as f32).abs()
+                });
+                if step["margin"].as_f64().unwrap() > 0.2 {
+                    errors.push(error.fold(0.0, f32::max));
+                    same += usize::from(row[step["id"].as_u64().unwrap() as usize] == max);
+                }
+            }
+        }
+        errors.sort_by(f32::total_cmp);
+        let (median, p90) = (errors[errors.len() / 2], errors[errors.len() * 9 / 10]);
+        Some(Self { median, p90, same: same as f32 / errors.len() as f32 })
+    }
+}

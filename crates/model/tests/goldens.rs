@@ -3,9 +3,7 @@
 
 mod golden;
 
-use golden::{
-    Chunks, Golden, Nearness, Shape, WHOLE, WHOLE_EXPANDED, error_of, largest_error, run, run_watched,
-};
+use golden::{Chunks, Golden, Nearness, Shape, WHOLE, WHOLE_EXPANDED, error_of, largest_error, run_watched};
 use kernels::{CacheFormat, Cpu, Isa, Precision, Reference, Scoring};
 use model::forward::Place;
 use model::spec::{Mlp, ModelSpec};

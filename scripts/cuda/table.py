@@ -15,8 +15,10 @@ import gates
 
 DOCUMENT = gates.ROOT / "docs/cuda.md"
 BATCHES = [1, 16, 64, 256]
+PROMPT_OP = "attend_expanded"
 # Of an H100 SXM, on paper.
 BYTES_PER_MICROSECOND = 3.35e6
+FLOP_PER_MICROSECOND = 989e6
 ARCH = "sm_90a"
 
 
@@ -46,12 +48,24 @@ def ops(rows):
         "|---|" + "---|" * (len(BATCHES) + 1),
     ]
     moved = {(op, tokens): (read, written) for tokens, op, read, written, *_ in rows}
-    for op in dict.fromkeys(op for _, op, *_ in rows):
+    for op in dict.fromkeys(op for _, op, *_ in rows if op != PROMPT_OP):
         cells = []
         for b in BATCHES:
             read, written = moved[op, b]
             cells.append(f"{amount(read)}, {amount(written)}, {microseconds(read + written)}")
         lines.append(f"| {op} | " + " | ".join(cells) + " | not yet |")
+    return lines
+
+
+def prompts(rows):
+    """DeepSeek-V2-Lite: 16 heads, keys of 128 + 64 numbers, values of 128, from 512."""
+    lines = ["| prompt | read, written | operations | µs at least | measured |", "|---|---|---|---|---|"]
+    for tokens, read, written in dict.fromkeys((t, r, w) for t, op, r, w, *_ in rows if op == PROMPT_OP):
+        pairs = tokens * (tokens + 1) // 2
+        flop = 2 * 16 * (pairs * (192 + 128) + tokens * 512 * (128 + 128))
+        least = max((read + written) / BYTES_PER_MICROSECOND, flop / FLOP_PER_MICROSECOND)
+        moved = f"{amount(read)}, {amount(written)}"
+        lines.append(f"| {tokens:,} tokens | {moved} | {flop / 1e9:.3g} G | {least:.3g} | not yet |")
     return lines
 
 
@@ -96,7 +110,9 @@ def main():
     check = parser.parse_args().check
     rows = list(launches())
     before = DOCUMENT.read_text()
-    after = between(between(before, "ops", ops(rows)), "kernels", kernels(rows))
+    after = before
+    for name, lines in [("ops", ops), ("prompts", prompts), ("kernels", kernels)]:
+        after = between(after, name, lines(rows))
     if check and before != after:
         sys.exit("docs/cuda.md is not what the code says: run scripts/cuda/table.py and commit what it writes")
     if not check:

@@ -23,6 +23,9 @@ const MLA: MlaDims = MlaDims {
 /// Tokens in the cache of each sequence.
 const DEPTH: usize = 4096;
 
+/// Bytes of a row in FP8: 512 numbers, four scales, and a rotary part in bf16.
+const FP8_ROW: usize = 512 + 4 * 4 + 2 * 64;
+
 /// An H100 that does nothing.
 struct Notebook {
     about: About,
@@ -93,6 +96,7 @@ struct Weights {
     table: <B as Backend>::Weight,
     qkv: <B as Backend>::Weight,
     w_uk: <B as Backend>::Weight,
+    w_k: <B as Backend>::Weight,
     w_uv: <B as Backend>::Weight,
     o: <B as Backend>::Weight,
     router: <B as Backend>::Weight,
@@ -115,6 +119,7 @@ fn weights(b: &mut B) -> Result<Weights> {
         table: stack(b, 1, VOCAB, HIDDEN)?,
         qkv: stack(b, 1, d.n_heads * d.qk_head_dim() + d.latent_width(), HIDDEN)?,
         w_uk: stack(b, d.n_heads, d.kv_lora_rank, d.qk_nope_head_dim)?,
+        w_k: stack(b, d.n_heads, d.qk_nope_head_dim, d.kv_lora_rank)?,
         w_uv: stack(b, d.n_heads, d.v_head_dim, d.kv_lora_rank)?,
         o: stack(b, 1, HIDDEN, d.n_heads * d.v_head_dim)?,
         router: b.pack(&[one(EXPERTS, HIDDEN)?.into()], Precision::F32)?,
@@ -154,6 +159,14 @@ fn bytes(op: &str, t: usize) -> (usize, usize) {
         "experts" => gated(EXPERTS as f64 * (1.0 - missed), EXPERT),
         "lm_head" => (2 * VOCAB * HIDDEN + 4 * t * HIDDEN, 4 * t * VOCAB),
         "sample" => (4 * t * VOCAB, 4 * t),
+        "latent_write (FP8 cache)" => (4 * t * latent, t * FP8_ROW),
+        "attend_latent (FP8 cache)" => {
+            (t * DEPTH * FP8_ROW + 4 * t * heads * latent, 4 * t * heads * d.kv_lora_rank)
+        }
+        "attend_expanded" => {
+            let weights = 2 * heads * (d.qk_nope_head_dim + d.v_head_dim) * d.kv_lora_rank;
+            (weights + 2 * t * latent + 4 * t * q, 4 * t * heads * d.v_head_dim)
+        }
         other => unreachable!("{other}"),
     }
 }
@@ -171,16 +184,18 @@ fn report(b: &mut B, op: &str, tokens: usize) {
     }
 }
 
-fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
+/// Begins a step of so many rows, each with as many new tokens at the end of `depth`; its arena.
+fn begin(b: &mut B, rows: usize, new: usize, depth: usize, expanded: bool) -> Result<<B as Backend>::Arena> {
     let d = MLA;
+    let t = rows * new;
     let limits = StepLimits {
         tokens: t,
-        rows: t,
-        outputs: t,
+        rows,
+        outputs: rows,
         vocab_size: VOCAB,
-        context_len: DEPTH,
+        context_len: depth,
         block_len: 64,
-        n_blocks: t * DEPTH / 64 + 1,
+        n_blocks: rows * depth / 64 + 1,
     };
     b.reserve(Workspace {
         limits: limits.clone(),
@@ -192,20 +207,56 @@ fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
         n_experts: EXPERTS,
         top_k: TOP_K,
     })?;
-    let mut arena = b.arena(1, &limits, &d)?;
-    let rows: Vec<u32> = (0..t as u32).collect();
+    let arena = b.arena(1, &limits, &d)?;
     let tables: Vec<u32> = (1..limits.n_blocks as u32).collect();
+    let positions: Vec<u32> = (0..t).map(|i| (depth - new + i % new) as u32).collect();
+    let slot = |(i, p): (usize, &u32)| tables[i / new * depth / 64 + *p as usize / 64] * 64 + p % 64;
     b.begin_step(&Step {
         copies: &[],
         tokens: &vec![0; t],
-        positions: &vec![DEPTH as u32 - 1; t],
-        slots: &rows.iter().map(|r| tables[(*r as usize + 1) * DEPTH / 64 - 1] * 64 + 63).collect::<Vec<_>>(),
-        row_start: &(0..=t as u32).collect::<Vec<_>>(),
-        kv_len: &vec![DEPTH as u32; t],
-        expanded: &vec![false; t],
+        positions: &positions,
+        slots: &positions.iter().enumerate().map(slot).collect::<Vec<_>>(),
+        row_start: &(0..=rows).map(|r| (r * new) as u32).collect::<Vec<_>>(),
+        kv_len: &vec![depth as u32; rows],
+        expanded: &vec![expanded; rows],
         tables: &tables,
-        outputs: &rows,
+        outputs: &(1..=rows).map(|r| (r * new - 1) as u32).collect::<Vec<_>>(),
     })?;
+    Ok(arena)
+}
+
+/// What differs with a cache in FP8.
+fn step_in_fp8(b: &mut B, t: usize) -> Result<()> {
+    let d = MLA;
+    let mut arena = begin(b, t, 1, DEPTH, false)?;
+    let (norm, kv) = (b.buffer(d.kv_lora_rank)?, b.buffer(t * d.latent_width())?);
+    let kv = View::dense(&kv, d.latent_width());
+    b.latent_write(LatentWrite { kv, norm: &norm, eps: 1e-6, dims: d, layer: 0, arena: &mut arena })?;
+    report(b, "latent_write (FP8 cache)", t);
+    let q = b.buffer(t * d.n_heads * d.latent_width())?;
+    let mut out = b.buffer(t * d.n_heads * d.kv_lora_rank)?;
+    b.attend_latent(AttendLatent { q: &q, arena: &arena, layer: 0, out: &mut out, dims: d })?;
+    report(b, "attend_latent (FP8 cache)", t);
+    Ok(())
+}
+
+/// Attention of a prompt's `t` tokens, keys and values expanded.
+fn prompt(b: &mut B, w: &Weights, t: usize) -> Result<()> {
+    let d = MLA;
+    let arena = begin(b, 1, t, t, true)?;
+    let q = b.buffer(t * d.n_heads * d.qk_head_dim())?;
+    let mut out = b.buffer(t * d.n_heads * d.v_head_dim)?;
+    let q = View::dense(&q, d.n_heads * d.qk_head_dim());
+    let (w_k, w_uv, out) = (&w.w_k, &w.w_uv, &mut out);
+    b.attend_expanded(AttendExpanded { q, w_k, w_uv, arena: &arena, layer: 0, out, dims: d })?;
+    report(b, "attend_expanded", t);
+    Ok(())
+}
+
+fn step(b: &mut B, w: &Weights, t: usize) -> Result<()> {
+    let d = MLA;
+    let mut arena = begin(b, t, 1, DEPTH, false)?;
+    let rows: Vec<u32> = (0..t as u32).collect();
     let width = d.n_heads * d.qk_head_dim();
     let a_width = width + d.latent_width();
     let norm = b.buffer(HIDDEN)?;
@@ -274,7 +325,11 @@ fn main() -> Result<()> {
         shared_bytes_max: 232_448,
         memory_bytes: 80 << 30,
     };
-    let mut b = CudaBackend::new(Notebook { about, next: Cell::new(1 << 20) }, Precision::Bf16);
+    let device = || Notebook { about: about.clone(), next: Cell::new(1 << 20) };
+    let mut b = CudaBackend::new(device(), Precision::Bf16);
     let w = weights(&mut b)?;
-    [1, 16, 64, 256].into_iter().try_for_each(|tokens| step(&mut b, &w, tokens))
+    [1, 16, 64, 256].into_iter().try_for_each(|tokens| step(&mut b, &w, tokens))?;
+    let mut fp8 = CudaBackend::new(device(), Precision::Bf16).with_cache(CacheFormat::Fp8);
+    [1, 16, 64, 256].into_iter().try_for_each(|tokens| step_in_fp8(&mut fp8, tokens))?;
+    [256, 1024, 4096].into_iter().try_for_each(|tokens| prompt(&mut b, &w, tokens))
 }

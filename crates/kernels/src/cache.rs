@@ -15,7 +15,7 @@ pub enum CacheFormat {
     /// A group's scale is the smallest power of two, from 2^-100 on, with which no number of it exceeds 448, the largest
     /// of e4m3; 1 for zeros. A number is the nearest e4m3 of itself over the scale, ties to even. Both are exact in bf16, so
     /// that every backend reads the same numbers. The scale of a group that holds NaN or an infinity is NaN, and so are then
-    /// all its numbers.
+    /// all its numbers. (Numbers from 3.29e38 on, at f32's end, become infinities.)
     Fp8,
 }
 
@@ -31,6 +31,14 @@ impl CacheFormat {
                 let (rank, rope) = (dims.kv_lora_rank, dims.qk_rope_head_dim);
                 (4 * rank.div_ceil(GROUP) + 2 * rope + rank).next_multiple_of(4)
             }
+        }
+    }
+
+    /// Whether rows fill pages of 64 of them, for which a GPU has its fast kernels if blocks do too.
+    pub fn fills_pages(self, precision: Precision, dims: &MlaDims) -> bool {
+        match self {
+            Self::Plain => precision == Precision::Bf16 && dims.latent_width().is_multiple_of(64),
+            Self::Fp8 => dims.kv_lora_rank.is_multiple_of(GROUP) && dims.qk_rope_head_dim.is_multiple_of(64),
         }
     }
 

@@ -193,6 +193,9 @@ impl Plan {
 
     /// The same of rows `width` wide.
     fn kv_bytes_of(&self, width: u64) -> u64 {
+        if self.assumptions.cache.0 == CacheFormat::Fp8 && width != self.kv_widths.mla {
+            return self.n_layers as u64 * (width + 4 * width.div_ceil(128)); // no rotary part aside
+        }
         (self.n_layers as u64 * width * self.kv_row_bytes).div_ceil(self.kv_widths.mla)
     }
 

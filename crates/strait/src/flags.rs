@@ -40,8 +40,8 @@ pub(crate) struct ModelFlags {
     /// Share of the available memory that weights, buffers and KV pool may take together [default: 0.7, on a GPU 0.9]
     #[arg(long, env = "STRAIT_MEMORY_UTILIZATION", value_name = "0..1")]
     pub memory_utilization: Option<f64>,
-    /// What the KV pool is held in; auto is as the weights, fp8 takes 0.57 times the memory of bf16 and changes answers a
-    /// little [default: auto]
+    /// What the KV pool is held in; auto is as the weights, which bf16 and f32 only confirm; fp8 takes 0.57 times the
+    /// memory of bf16 and costs accuracy [default: auto]
     #[arg(long, env = "STRAIT_KV_CACHE_DTYPE", value_name = "auto|bf16|f32|fp8")]
     pub kv_cache_dtype: Option<String>,
     /// Tokens of a KV block [default: 64]

@@ -56,6 +56,8 @@ struct Prepared<'a> {
     precision: Precision,
     cache: CacheFormat,
     device: Opened,
+    /// Which kernels attend.
+    attention: &'static str,
 }
 
 /// `tell` hears the share of the weights that is done.
@@ -74,14 +76,14 @@ pub(crate) fn load(
         let model = weights(files, &spec, settings, tell);
         (text.join().unwrap_or_else(|_| Err(anyhow!("reading the tokenizer failed"))), model)
     });
-    let (text, Packed { model, plan, device, policy, sample }) = both(text, model)?;
+    let (text, Packed { model, plan, device, program, policy, sample }) = both(text, model)?;
     let eos_ids = if eos_ids.is_empty() { text.tokenizer.eos_id().into_iter().collect() } else { eos_ids };
     if eos_ids.is_empty() {
         tracing::warn!("the checkpoint names no token that ends an answer; answers run to max_tokens");
     }
     let unit = forward::prefill_unit(&spec, &plan.limits);
     let unit = format!("prefill unit {unit}");
-    let program = [env!("CARGO_PKG_VERSION"), plan.precision.name(), plan.kv_dtype(), &device, &unit];
+    let program = [env!("CARGO_PKG_VERSION"), plan.precision.name(), plan.kv_dtype(), &program, &unit];
     let fingerprint = fingerprint(files, &text.digest, &sample, &program);
     Ok(Loaded { model, spec, text, eos_ids, generation, plan, fingerprint, device, policy })
 }
@@ -105,6 +107,8 @@ struct Packed {
     plan: MemoryPlan,
     /// `cpu (avx512-bf16)`
     device: String,
+    /// That, and which of its kernels attend.
+    program: String,
     policy: engine::Policy,
     /// Of the checkpoint's weights.
     sample: Digest,
@@ -118,7 +122,7 @@ fn weights(
 ) -> anyhow::Result<Packed> {
     let start = Instant::now();
     let checkpoint = open(files)?;
-    let Prepared { checked, precision, cache, device } = prepare(spec, &checkpoint, settings)?;
+    let Prepared { checked, precision, cache, device, attention } = prepare(spec, &checkpoint, settings)?;
     checked.notes.iter().for_each(|note| tracing::warn!("weights: {note}"));
     phase("checkpoint checked", start);
 
@@ -139,7 +143,8 @@ fn weights(
     let (model, plan) = packed?;
     drop(progress);
     phase("weights packed", start);
-    Ok(Packed { model, plan, device: name, policy, sample: sample(&checkpoint) })
+    let device = format!("{name}, attention {attention}");
+    Ok(Packed { model, plan, device: name, program: device, policy, sample: sample(&checkpoint) })
 }
 
 /// Plans the memory of which `free` bytes are available, then fills it.
@@ -191,13 +196,32 @@ fn prepare<'a>(
     let precision = settings.dtype.unwrap_or_else(|| default_precision(&checked));
     let cache = cache_format(settings.kv_dtype, precision)?;
     let device = chosen.device.open(settings.threads, precision)?.with_cache(cache);
-    let block_len = settings.memory.block_len;
-    if !matches!(device, Opened::Cpu(_)) && !block_len.is_multiple_of(64) {
-        tracing::warn!(
-            "block-size {block_len} is no multiple of 64: attention on the GPU takes its slow kernels"
-        );
+    let attention = attention(&device, spec, (precision, cache), settings.memory.block_len);
+    Ok(Prepared { checked, precision, cache, device, attention })
+}
+
+/// Which kernels attend; says so where they are the slow ones.
+fn attention(
+    device: &Opened,
+    spec: &ModelSpec,
+    (precision, cache): (Precision, CacheFormat),
+    block_len: usize,
+) -> &'static str {
+    if matches!(device, Opened::Cpu(_)) {
+        return "of the CPU";
     }
-    Ok(Prepared { checked, precision, cache, device })
+    let slow = "attention on the GPU takes its slow kernels";
+    if !block_len.is_multiple_of(64) {
+        tracing::warn!("block-size {block_len} is no multiple of 64: {slow}");
+        return "for any rows";
+    }
+    if !cache.fills_pages(precision, &spec.mla) {
+        let (rank, rope) = (spec.mla.kv_lora_rank, spec.mla.qk_rope_head_dim);
+        let name = cache.name(precision);
+        tracing::warn!("latent rows of {rank} + {rope} numbers in {name} fill no pages: {slow}");
+        return "for any rows";
+    }
+    "by pages"
 }
 
 fn read_text(files: &ModelFiles, spec: &ModelSpec) -> anyhow::Result<Text> {
@@ -274,17 +298,17 @@ mod tests {
     use crate::settings::ModelSource;
 
     fn loaded(golden: &str, dtype: &str) -> (Loaded, MemoryPlan) {
-        loaded_for_steps(golden, dtype, 512)
+        loaded_with(golden, ModelFlags { dtype: Some(dtype.into()), ..ModelFlags::default() })
     }
 
-    fn loaded_for_steps(golden: &str, dtype: &str, step_tokens: usize) -> (Loaded, MemoryPlan) {
+    /// `flags` with what all tests have in common.
+    fn loaded_with(golden: &str, flags: ModelFlags) -> (Loaded, MemoryPlan) {
         let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/goldens").join(golden);
         let flags = ModelFlags {
-            dtype: Some(dtype.into()),
             max_model_len: Some(256),
             threads: Some(1),
-            max_num_batched_tokens: Some(step_tokens),
-            ..ModelFlags::default()
+            max_num_batched_tokens: flags.max_num_batched_tokens.or(Some(512)),
+            ..flags
         };
         let settings = ModelSettings::build(&flags, 2).unwrap();
         let files = ModelFiles::open(&ModelSource::Directory(dir)).unwrap();
@@ -294,8 +318,12 @@ mod tests {
 
     #[test]
     fn what_is_planned_is_what_is_taken() {
-        for (golden, dtype) in [("v3-f32", "f32"), ("v2-bf16", "auto"), ("v3-tied-f32", "bf16")] {
-            let (loaded, plan) = loaded(golden, dtype);
+        for (golden, dtype, cache) in
+            [("v3-f32", "f32", "auto"), ("v2-bf16", "auto", "fp8"), ("v3-tied-f32", "bf16", "bf16")]
+        {
+            let (dtype, kv_cache_dtype) = (Some(dtype.into()), Some(cache.into()));
+            let (loaded, plan) =
+                loaded_with(golden, ModelFlags { dtype, kv_cache_dtype, ..ModelFlags::default() });
             let (planned, taken) = (plan.weight_bytes as f64, loaded.plan.weight_bytes as f64);
             // Panels of such small matrices are padded by more than a tenth.
             assert!((0.85..=1.0).contains(&(planned / taken)), "{golden}: {planned} planned, {taken} taken");
@@ -312,7 +340,12 @@ mod tests {
         assert_ne!(of, fingerprint("v3-tied-f32", "bf16"));
         assert_ne!(of, fingerprint("v3-f32", "f32"));
         // Beside one token of each of the two sequences there is room for a unit of 256, or not.
-        let in_steps = |tokens| loaded_for_steps("v3-tied-f32", "f32", tokens).0.fingerprint;
+        let with = |flags| {
+            loaded_with("v3-tied-f32", ModelFlags { dtype: Some("f32".into()), ..flags }).0.fingerprint
+        };
+        let in_steps =
+            |tokens| with(ModelFlags { max_num_batched_tokens: Some(tokens), ..ModelFlags::default() });
+        assert_ne!(of, with(ModelFlags { kv_cache_dtype: Some("fp8".into()), ..ModelFlags::default() }));
         assert_eq!(of, in_steps(258));
         assert_ne!(of, in_steps(257));
         assert_eq!(in_steps(100), in_steps(257));

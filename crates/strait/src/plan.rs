@@ -3,13 +3,13 @@
 use std::path::Path;
 
 use clap::Args;
-use kernels::{CacheFormat, Cpu, DType, Precision};
+use kernels::{Cpu, DType, Precision};
 use model::plan::{Assumptions, Plan};
 use model::spec::ModelSpec;
 
 use crate::failure::Failure;
 use crate::model_dir::{ModelFiles, read_config, read_optional};
-use crate::settings::{KvDtype, ModelSource};
+use crate::settings::{ModelSource, cache_format};
 use crate::{machine, print, size};
 
 /// Far more than caches hold.
@@ -65,11 +65,7 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
         let precision = stored(&spec);
         (precision.size() as f64, precision)
     });
-    let cache = match kv_dtype {
-        None => (CacheFormat::Plain, precision),
-        Some(KvDtype::Plain(kv)) => (CacheFormat::Plain, kv),
-        Some(KvDtype::Fp8) => (CacheFormat::Fp8, precision),
-    };
+    let cache = (cache_format(kv_dtype, precision)?, precision);
     let bandwidth = match flags.bandwidth {
         Some(gb) => gb * 1e9,
         None => Cpu::new(machine::default_threads(), Precision::Bf16).read_bandwidth(PROBE_BYTES)?,

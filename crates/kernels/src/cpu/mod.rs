@@ -93,7 +93,7 @@ impl Cpu {
 
     /// How arenas made from now on store their rows.
     pub fn with_cache(self, cache: CacheFormat) -> Self {
-        Self { cache, ..self }
+        Self { cache, reserved: None, ..self }
     }
 
     pub fn isa(&self) -> Isa {

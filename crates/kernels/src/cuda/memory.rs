@@ -3,7 +3,7 @@
 use super::CudaBackend;
 use super::device::{Device, Ptr};
 use crate::backend::{MlaDims, Rope};
-use crate::cache::{CacheFormat, GROUP};
+use crate::cache::CacheFormat;
 use crate::dtype::Precision;
 use crate::error::{KernelError, Result};
 use crate::step::StepLimits;
@@ -69,13 +69,7 @@ impl<D: Device> CudaArena<D> {
         limits.check()?;
         let shape = [layers, limits.slots(), dims.latent_width()];
         let (precision, format) = (b.precision, b.cache);
-        let whole = match format {
-            CacheFormat::Plain => precision == Precision::Bf16 && dims.latent_width().is_multiple_of(64),
-            CacheFormat::Fp8 => {
-                dims.kv_lora_rank.is_multiple_of(GROUP) && dims.qk_rope_head_dim.is_multiple_of(64)
-            }
-        };
-        let tiled = whole && limits.block_len.is_multiple_of(64);
+        let tiled = format.fills_pages(precision, dims) && limits.block_len.is_multiple_of(64);
         let row_bytes = format.row_bytes(precision, dims);
         let what = "the latent cache";
         let bytes = layers.checked_mul(shape[1]).and_then(|n| n.checked_mul(row_bytes));

@@ -6,7 +6,7 @@ use crate::every_op::{ODD, Row, Sizes, StepData, check_draws, run as every_op};
 use crate::report::{self, Found, Outcome};
 use crate::{Open, Options};
 use kernels::cuda::{CudaBackend, Device};
-use kernels::{Cpu, MlaDims, Precision, Reference};
+use kernels::{CacheFormat, Cpu, MlaDims, Precision, Reference};
 
 const STEP: &str = "ops";
 
@@ -16,6 +16,7 @@ struct Case {
     rows: &'static [Row],
     block_len: usize,
     precision: Precision,
+    cache: CacheFormat,
     /// Of the size of a row: see [`compare`].
     tolerance: f32,
     /// Compared with the CPU backend, and too large for the emulator.
@@ -42,6 +43,8 @@ const REAL: &[Row] =
 const BF16: f32 = 5e-3;
 /// Of long sums, against the CPU: a key left out of a thousand is 3 % still.
 const REAL_SIZES: f32 = 1e-2;
+/// A latent number between two of e4m3 goes either way, as the norm before it was rounded: 6 % of one of 512.
+const FP8: f32 = 1.5e-2;
 const F32: f32 = 1e-5;
 const ROUTE: f32 = 1e-4;
 
@@ -68,6 +71,7 @@ fn all() -> Vec<Case> {
         rows,
         block_len,
         precision,
+        cache: CacheFormat::Plain,
         tolerance: if precision == Precision::Bf16 { BF16 } else { F32 },
         real: false,
     };
@@ -77,9 +81,11 @@ fn all() -> Vec<Case> {
         rows: REAL,
         block_len: 64,
         precision: Precision::Bf16,
+        cache: CacheFormat::Plain,
         tolerance: REAL_SIZES,
         real: true,
     };
+    let in_fp8 = |name, case: Case| Case { name, cache: CacheFormat::Fp8, tolerance: FP8, ..case };
     vec![
         small("odd f32", ODD, FEW, 5, Precision::F32),
         small("odd bf16", ODD, FEW, 5, Precision::Bf16),
@@ -89,6 +95,13 @@ fn all() -> Vec<Case> {
         small("heads of V2, pages", narrow(2, 128, 128), FEW, 64, Precision::Bf16),
         small("heads of GLM, pages", narrow(2, 192, 256), FEW, 64, Precision::Bf16),
         small("16 heads, keys split", narrow(16, 128, 128), SPLIT, 64, Precision::Bf16),
+        in_fp8("odd f32, FP8 cache", small("", ODD, MIXED, 5, Precision::F32)),
+        in_fp8("odd bf16, FP8 cache", small("", ODD, MIXED, 5, Precision::Bf16)),
+        in_fp8("heads of V2, FP8 cache", small("", narrow(2, 128, 128), FEW, 64, Precision::Bf16)),
+        in_fp8("heads of GLM, FP8 cache", small("", narrow(2, 192, 256), FEW, 64, Precision::Bf16)),
+        in_fp8("16 heads, FP8 cache", small("", narrow(16, 128, 128), SPLIT, 64, Precision::Bf16)),
+        in_fp8("V2-Lite, FP8 cache", real("", heads(16, 128, 128), 2048, 1408, 64, 6)),
+        in_fp8("128 heads, FP8 cache", real("", heads(128, 128, 128), 7168, 2048, 16, 8)),
         real("DeepSeek-V2-Lite", heads(16, 128, 128), 2048, 1408, 64, 6),
         real("GLM-4.7-Flash", heads(20, 192, 256), 2048, 1536, 64, 4),
         real("128 heads of V3, 16 experts", heads(128, 128, 128), 7168, 2048, 16, 8),
@@ -107,8 +120,8 @@ const DRAWN_FROM: [(&str, usize); 3] =
     [("draws, 900 logits", 900), ("draws, 102,400 logits", 102_400), ("draws, 163,840 logits", 163_840)];
 
 /// Those that a tool runs again, many times slower.
-pub(crate) fn sanitized() -> [&'static str; 4] {
-    ["odd bf16", "heads of V2, pages", "heads of GLM, pages", "draws, 900 logits"]
+pub(crate) fn sanitized() -> [&'static str; 5] {
+    ["odd bf16", "heads of V2, FP8 cache", "heads of V2, pages", "heads of GLM, pages", "draws, 900 logits"]
 }
 
 pub(crate) fn run<D: Device>(name: &str, _: &Options, open: Open<'_, D>) -> Result<(), String> {
@@ -127,16 +140,17 @@ pub(crate) fn run<D: Device>(name: &str, _: &Options, open: Open<'_, D>) -> Resu
 }
 
 fn check<D: Device>(case: &Case, open: Open<'_, D>) -> Result<Found, String> {
-    let Case { sizes, precision, .. } = *case;
+    let Case { sizes, precision, cache, .. } = *case;
     let data = StepData::new(case.rows, case.block_len);
     let want = if case.real {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        every_op(&mut Cpu::new(threads, precision), sizes, &data, precision)
+        every_op(&mut Cpu::new(threads, precision).with_cache(cache), sizes, &data, precision)
     } else {
-        every_op(&mut Reference::new(precision), sizes, &data, precision)
+        every_op(&mut Reference::new(precision).with_cache(cache), sizes, &data, precision)
     };
-    let got = every_op(&mut CudaBackend::new(open()?, precision), sizes, &data, precision);
-    let again = every_op(&mut CudaBackend::new(open()?, precision), sizes, &data, precision);
+    let cuda = || Ok::<_, String>(CudaBackend::new(open()?, precision).with_cache(cache));
+    let got = every_op(&mut cuda()?, sizes, &data, precision);
+    let again = every_op(&mut cuda()?, sizes, &data, precision);
     let (mut worst, mut wrong) = ((0.0, ""), Vec::new());
     for (i, (op, want)) in want.iter().enumerate() {
         let (got, again) = (&got[i].1, &again[i].1);

@@ -1,6 +1,6 @@
 //! Sizes that are timed, and what an op must move and compute at them.
 
-use kernels::MlaDims;
+use kernels::{CacheFormat, MlaDims, Precision};
 
 /// A layer with experts, and the ends.
 #[derive(Clone, Copy)]
@@ -66,7 +66,7 @@ pub(crate) enum Op {
     /// At a temperature, with top-p.
     Sample,
     /// Over so many keys.
-    Attend(usize),
+    Attend(usize, CacheFormat),
 }
 
 impl Op {
@@ -84,7 +84,7 @@ impl Op {
             Self::Experts => "experts",
             Self::LmHead => "lm_head",
             Self::Sample => "sample",
-            Self::Attend(_) => "attend_latent",
+            Self::Attend(..) => "attend_latent",
         }
     }
 }
@@ -132,8 +132,9 @@ pub(crate) fn cost(s: &Sizes, op: Op, t: usize) -> Cost {
         }
         Op::LmHead => product(s.vocab * s.hidden, 2, s.hidden, s.vocab),
         Op::Sample => Cost { bytes: (4 * t * (s.vocab + 1)) as f64, flop: 0.0 },
-        Op::Attend(depth) => Cost {
-            bytes: (t * (2 * depth * latent + 4 * heads * (latent + d.kv_lora_rank))) as f64,
+        Op::Attend(depth, cache) => Cost {
+            bytes: (t * (depth * cache.row_bytes(Precision::Bf16, d) + 4 * heads * (latent + d.kv_lora_rank)))
+                as f64,
             flop: (2 * t * depth * heads * (latent + d.kv_lora_rank)) as f64,
         },
     }

@@ -28,7 +28,9 @@ pub(crate) fn cases(options: &Options) -> Vec<String> {
         (false, false) => (&[16, 128], &[1024, 4096, 32_768]),
     };
     for heads in heads {
-        cases.extend(depths.iter().map(|depth| format!("attention {heads} {depth}")));
+        for cache in ["", " fp8"] {
+            cases.extend(depths.iter().map(|depth| format!("attention {heads} {depth}{cache}")));
+        }
     }
     cases
 }
@@ -51,7 +53,9 @@ pub(crate) fn run<D: Device>(
     };
     let sizes = Sizes { mla: MlaDims { n_heads: heads, ..sizes.mla }, ..sizes };
     let largest = batches.iter().copied().max().unwrap_or(1);
-    let mut bench = Bench::new(open()?, options, sizes, largest, depth).map_err(|e| e.to_string())?;
+    let cache = if case.ends_with("fp8") { CacheFormat::Fp8 } else { CacheFormat::Plain };
+    let mut bench =
+        Bench::new(open()?, options, sizes, (largest, depth), cache).map_err(|e| e.to_string())?;
     let done = match case {
         "experts" => bench.experts(batches),
         "dense" => bench.dense(batches),
@@ -70,7 +74,14 @@ struct Bench<'a, D: Device> {
 }
 
 impl<'a, D: Device> Bench<'a, D> {
-    fn new(device: D, options: &'a Options, s: Sizes, tokens: usize, depth: usize) -> Result<Self> {
+    /// For so many tokens, at a depth.
+    fn new(
+        device: D,
+        options: &'a Options,
+        s: Sizes,
+        (tokens, depth): (usize, usize),
+        cache: CacheFormat,
+    ) -> Result<Self> {
         let limits = StepLimits {
             tokens,
             rows: tokens,
@@ -81,7 +92,7 @@ impl<'a, D: Device> Bench<'a, D> {
             n_blocks: tokens * depth.div_ceil(64) + 1,
         };
         let d = s.mla;
-        let mut b = CudaBackend::new(Noisy::new(device, NOISY), Precision::Bf16);
+        let mut b = CudaBackend::new(Noisy::new(device, NOISY), Precision::Bf16).with_cache(cache);
         b.reserve(Workspace {
             limits: limits.clone(),
             mla: d,
@@ -196,7 +207,10 @@ impl<'a, D: Device> Bench<'a, D> {
 
     fn report(&self, op: Op, t: usize, copies: usize, launches: &[Launch]) {
         let name = match op {
-            Op::Attend(depth) => format!("{} x{t} {} heads {depth} keys", op.name(), self.s.mla.n_heads),
+            Op::Attend(depth, cache) => {
+                let (heads, cache) = (self.s.mla.n_heads, cache.name(Precision::Bf16));
+                format!("{} x{t} {heads} heads {depth} keys in {cache}", op.name())
+            }
             _ => format!("{} x{t}", op.name()),
         };
         report::case(STEP, &name, Outcome::Measured, || {
@@ -220,7 +234,8 @@ impl<'a, D: Device> Bench<'a, D> {
 
     fn attention(&mut self, batches: &[usize]) -> Result<()> {
         let (d, depth) = (self.s.mla, self.limits.context_len);
-        let row = (2 * depth * d.latent_width()) as f64;
+        let cache = self.b.cache();
+        let row = (depth * cache.row_bytes(Precision::Bf16, &d)) as f64;
         // One sequence's keys of all layers are more than the L2 holds; several take fewer layers.
         let layers = if self.options.sim { 2 } else { ((75e6 / row).ceil() as usize).clamp(1, 64) };
         let limits = self.limits.clone();
@@ -230,7 +245,7 @@ impl<'a, D: Device> Bench<'a, D> {
         for &t in batches {
             self.begin(t)?;
             let copies = self.copies_of(row * t as f64).min(layers);
-            self.time(Op::Attend(depth), t, copies, |b, layer| {
+            self.time(Op::Attend(depth, cache), t, copies, |b, layer| {
                 b.attend_latent(AttendLatent { q: &q, arena: &arena, layer, out: &mut out, dims: d })
             })?;
         }

@@ -61,6 +61,13 @@ impl Readings {
     }
 }
 
+impl Drop for Slot {
+    fn drop(&mut self) {
+        // A copy that nobody has waited for may still write to it.
+        let _ = self.done.synchronize();
+    }
+}
+
 impl Slot {
     fn new(context: &Arc<CudaContext>, bytes: usize) -> Result<Self, DriverError> {
         // SAFETY: bytes of any value are bytes, and each is written before it is read.

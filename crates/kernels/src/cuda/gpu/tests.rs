@@ -108,6 +108,35 @@ fn bytes_come_back_in_any_size_and_order() {
     assert_no_fault();
 }
 
+/// What was there when the read began, whatever is launched then; in any order, and the memory of the first serves again.
+#[test]
+fn a_later_read_sees_what_was_launched_before_it() {
+    let _alone = alone();
+    let gpu = open(0, &[&ADD]).unwrap();
+    let memory = gpu.allocate(200, "a test").unwrap();
+    gpu.write(&memory, 0, &[7; 200]).unwrap();
+    for round in 0..3 {
+        let begin = |len: usize| {
+            let reading = gpu.read_later(&memory, 3, len).unwrap();
+            gpu.run(&[launch(&memory, &memory, 200, 1)]).unwrap();
+            reading
+        };
+        let (first, second, third) = (begin(40), begin(100), begin(1));
+        let finish = |reading, len: usize, expected: u8| {
+            let mut out = vec![0xaa; len];
+            gpu.finish_reading(reading, &mut out).unwrap();
+            assert_eq!(out, vec![expected; len]);
+        };
+        finish(second, 100, 8 + 3 * round);
+        finish(first, 40, 7 + 3 * round);
+        finish(third, 1, 9 + 3 * round);
+    }
+    assert!(gpu.read_later(&memory, 150, 51).is_err());
+    drop(gpu.read_later(&memory, 0, 200).unwrap()); // nobody waits for it
+    drop((memory, gpu));
+    assert_no_fault();
+}
+
 #[test]
 fn launches_run_in_order_and_graphs_as_often_as_asked() {
     let _alone = alone();

@@ -21,7 +21,9 @@ pub(crate) fn penalised(request: &Request) -> Arc<[u32]> {
 }
 
 pub(crate) struct Sampler {
-    sampling: Sampling,
+    /// What all its draws have in common.
+    common: Draw,
+    logit_bias: Vec<(u32, f32)>,
     stop_ids: Vec<u32>,
     min_new_tokens: usize,
     /// The prompt's tokens, once each, if the repetition penalty wants them; shared by all choices.
@@ -37,16 +39,27 @@ impl Sampler {
     /// `choice`: which of the answers to one request. It draws as a request of its own would whose seed is so
     /// much more.
     pub(crate) fn new(request: &Request, choice: u64, prompt: Arc<[u32]>) -> Self {
-        let sampling = request.sampling.clone();
-        let seed = sampling.seed.map_or_else(rand::random, |seed| seed.wrapping_add(choice));
+        let Sampling { temperature, top_p, top_k, min_p, seed, .. } = request.sampling;
+        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = request.sampling;
+        let seed = seed.map_or_else(rand::random, |seed| seed.wrapping_add(choice));
         Self {
+            common: Draw {
+                temperature,
+                top_k,
+                top_p,
+                min_p,
+                repetition_penalty,
+                frequency_penalty,
+                presence_penalty,
+                ..Draw::default()
+            },
+            logit_bias: request.sampling.logit_bias.clone(),
             stop_ids: request.stop_ids.clone(),
             min_new_tokens: request.min_new_tokens,
             prompt,
             counts: HashMap::new(),
             n_drawn: 0,
             stream: ChaCha8Rng::seed_from_u64(seed),
-            sampling,
         }
     }
 
@@ -57,21 +70,8 @@ impl Sampler {
     /// Asks for the next token, from row `output` of the step's logits. `after`: the draw of the step before that comes to
     /// a token of this answer which is not known yet.
     pub(crate) fn push(&self, draws: &mut Draws, output: u32, after: Option<u32>) {
-        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
         let n_before = self.n_drawn + usize::from(after.is_some());
-        let mut draw = Draw {
-            output,
-            after,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            repetition_penalty,
-            frequency_penalty,
-            presence_penalty,
-            ..Draw::default()
-        };
+        let mut draw = Draw { output, after, ..self.common.clone() };
         if !draw.is_greedy() {
             draw.uniform = self.uniform(n_before);
         }
@@ -83,7 +83,7 @@ impl Sampler {
             let undrawn = self.prompt.iter().filter(|id| !self.counts.contains_key(id)).map(|&id| (id, 0));
             draw.counts = extend(&mut draws.counts, drawn.chain(undrawn));
         }
-        draw.biases = extend(&mut draws.biases, self.sampling.logit_bias.iter().copied());
+        draw.biases = extend(&mut draws.biases, self.logit_bias.iter().copied());
         draws.draws.push(draw);
     }
 
@@ -96,8 +96,7 @@ impl Sampler {
 
     /// The next token is known.
     pub(crate) fn note(&mut self, id: u32) {
-        let Sampling { repetition_penalty, frequency_penalty, presence_penalty, .. } = self.sampling;
-        if (repetition_penalty, frequency_penalty, presence_penalty) != (1.0, 0.0, 0.0) {
+        if self.common.penalises() {
             *self.counts.entry(id).or_default() += 1;
         }
         self.n_drawn += 1;

@@ -158,10 +158,15 @@ impl<B: Backend> Model<B> {
     /// outputs, [`Self::collect`] will bring the logits: the step is then collected before the next is launched.
     pub fn launch(&mut self, step: &Step<'_>, draws: &Draws, reads: &[u32]) -> Result<(), KernelError> {
         self.compute(step, |_, _| ())?;
+        self.draw(draws, reads.iter().copied())
+    }
+
+    /// The end of a step that is computed.
+    fn draw(&mut self, draws: &Draws, reads: impl Iterator<Item = u32>) -> Result<(), KernelError> {
         self.backend.sample(draws)?;
         let mut list = self.spare.pop().unwrap_or_default();
         list.clear();
-        list.extend_from_slice(reads);
+        list.extend(reads);
         self.reads.push_back(list);
         Ok(())
     }
@@ -192,14 +197,8 @@ impl<B: Backend> Model<B> {
         look: impl FnMut(Place, &Self),
     ) -> Result<(), KernelError> {
         self.compute(step, look)?;
-        self.backend.sample(&Draws::default())?;
-        self.backend.collect(&mut Vec::new())?;
-        let mut all = self.spare.pop().unwrap_or_default();
-        all.clear();
-        all.extend(0..step.outputs.len() as u32);
-        let read = self.backend.read_logits(&all, logits);
-        self.spare.push(all);
-        read
+        self.draw(&Draws::default(), 0..step.outputs.len() as u32)?;
+        self.collect(&mut Vec::new(), logits)
     }
 
     /// All up to the logits.

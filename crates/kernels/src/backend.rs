@@ -4,7 +4,8 @@
 //! A step is `begin_step`, `copy_blocks` if it copies any, `embed`, then for each layer the attention
 //! ops (`rms_norm`, `linear`, `latent_write`, `absorb_query`, `attend_latent`, `absorb_output`,
 //! `attend_expanded`) and either `gated_mlp` or `route` + `experts`, at last `lm_head` and `sample`, which ends it. What
-//! was drawn is `collect`ed, perhaps when the next step was launched already. Activations are f32 buffers `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
+//! was drawn is `collect`ed, perhaps when the next step was launched already. Activations are f32 buffers
+//! `[tokens, width]`; only the first `tokens` rows of the current step mean anything.
 //!
 //! Each op's doc ends with how a GPU runs it: the launch, whether it can sit in a captured graph,
 //! and the bytes that it must move (`e` = bytes an element of a weight, T = tokens of the step).

@@ -367,6 +367,12 @@ DEV void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memo
 DEV float shfl_xor(float x, int mask AND_SITE) { return bits_f(shfl_xor_u(f_bits(x), mask AND_HERE)); }
 DEV float shfl_idx(float x, int from AND_SITE) { return bits_f(shfl_idx_u(f_bits(x), from AND_HERE)); }
 #define MINUS_INFINITY bits_f(0xff800000u)
+// A number by which floats that are no NaN are compared as integers; the two zeros are one.
+DEV u32 order_of(float x) {
+    u32 bits = f_bits(x + 0.0f);
+    return bits >> 31 ? ~bits : bits | 0x80000000u;
+}
+DEV float from_order(u32 order) { return bits_f(order >> 31 ? order & 0x7fffffffu : ~order); }
 DEV float bf16_lo(u32 pair) { return bits_f(pair << 16); }
 DEV float bf16_hi(u32 pair) { return bits_f(pair & 0xffff0000u); }
 DEV float bf16_f(u16 x) { return bits_f((u32)x << 16); }

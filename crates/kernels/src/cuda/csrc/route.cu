@@ -90,16 +90,10 @@ KERNEL(THREADS, 4, smxx_f32_route_logits_many, RouteLogitsParams) { route_logits
     F(float, scale)
 PARAMS(RouteChooseParams, ROUTE_CHOOSE_FIELDS)
 
-#define MINUS_INFINITY bits_f(0xff800000u)
 #define NO_EXPERT 0xffffffffu
 
-// A number by which floats are compared as integers: NaN is smallest, the two zeros are one.
-DEV u32 order_of(float x) {
-    if (x != x) return 0;
-    u32 bits = f_bits(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-DEV float from_order(u32 order) { return bits_f(order >> 31 ? order & 0x7fffffffu : ~order); }
+// NaN is smallest.
+DEV u32 score_order(float x) { return x != x ? 0 : order_of(x); }
 
 // A warp's shared memory: scores and orders of all experts, of which lane l has l, l + 32, ... to itself; of all groups.
 struct Choice {
@@ -119,7 +113,7 @@ DEV void score(const RouteChooseParams &p, int token, const Choice &at) {
         float x = ldg_f(logits + e);
         x = p.sigmoid ? 1.0f / (1.0f + exp_f(-x)) : exp_f(x - max) / sum;
         sts_f(at.scores + 4 * e, x);
-        sts_u(at.orders + 4 * e, order_of(x + (p.bias ? ldg_f((const float *)p.bias + e) : 0.0f)));
+        sts_u(at.orders + 4 * e, score_order(x + (p.bias ? ldg_f((const float *)p.bias + e) : 0.0f)));
     }
 }
 

@@ -53,13 +53,6 @@ PARAMS(SampleParams, SAMPLE_FIELDS)
 
 DEV float float_of(const u32 *draw, int word) { return bits_f(ldg_u(draw + word)); }
 
-// Orders as the floats do; the two zeros are one.
-DEV u32 order_of(float x) {
-    u32 bits = f_bits(x + 0.0f);
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
-DEV float from_order(u32 order) { return bits_f(order >> 31 ? order & 0x7fffffffu : ~order); }
-
 // ---- masks, penalties, bias
 
 struct Adjusting {

@@ -7,6 +7,7 @@ use crate::common::Generation;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
 use crate::message::{Message, take_messages};
+use crate::tools::{ToolChoice, Tools};
 
 /// Template variables that a request may not replace.
 const RESERVED: &[&str] =
@@ -20,7 +21,11 @@ pub struct ChatRequest {
     /// Log probabilities of each token and of so many beside it.
     pub logprobs: Option<usize>,
     pub add_generation_prompt: bool,
+    /// What thinking asks of the template is in it.
     pub chat_template_kwargs: Map<String, Value>,
+    pub tools: Tools,
+    /// Reasoning is told, if the model does any.
+    pub include_reasoning: bool,
 }
 
 impl ChatRequest {
@@ -34,6 +39,10 @@ impl ChatRequest {
         let max_completion_tokens = fields.int("max_completion_tokens", 1..=i64::MAX)?;
         generation.max_tokens = max_completion_tokens.or(max_tokens).map(|n| n as usize);
         generation.take_min_tokens(&mut fields)?;
+        let tools = Tools::take(&mut fields)?;
+        check_one_constraint(&generation, &tools)?;
+        let mut chat_template_kwargs = take_template_kwargs(&mut fields)?;
+        take_thinking(&mut fields, &mut chat_template_kwargs)?;
         // Either way exactly one BOS results: the template's, or the tokenizer's where it has none.
         fields.bool("add_special_tokens")?;
         let request = Self {
@@ -41,10 +50,56 @@ impl ChatRequest {
             messages,
             logprobs: take_logprobs(&mut fields)?,
             add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
-            chat_template_kwargs: take_template_kwargs(&mut fields)?,
+            chat_template_kwargs,
+            tools,
+            include_reasoning: fields.bool("include_reasoning")?.unwrap_or(true),
         };
         Ok(Parsed { request, ignored: fields.rest() })
     }
+}
+
+/// A call that must come leaves no room for text of another form.
+pub(crate) fn check_one_constraint(generation: &Generation, tools: &Tools) -> Result<()> {
+    match (&generation.constrained, &tools.choice) {
+        (Some(constrained), ToolChoice::Required | ToolChoice::Named(_)) => Err(Error::value(
+            &constrained.param,
+            format!(
+                "`{}` constrains a text, and `tool_choice` asks for a call. Give one of them.",
+                constrained.param
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// `reasoning_effort` as template variables, and the two names of the switch, which mean the same: DeepSeek's templates
+/// read `thinking`, GLM's `enable_thinking`.
+pub(crate) fn take_thinking(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Result<()> {
+    if let Some(effort) = fields.string("reasoning_effort")? {
+        note_effort("reasoning_effort", &effort, kwargs)?;
+    }
+    const SWITCHES: [&str; 2] = ["thinking", "enable_thinking"];
+    if let Some(on) = SWITCHES.into_iter().find_map(|name| kwargs.get(name).cloned()) {
+        for name in SWITCHES {
+            kwargs.entry(name).or_insert_with(|| on.clone());
+        }
+    }
+    Ok(())
+}
+
+/// Variables that the client sets itself stay.
+pub(crate) fn note_effort(path: &str, effort: &str, kwargs: &mut Map<String, Value>) -> Result<()> {
+    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
+    if !EFFORTS.contains(&effort) {
+        let shown: String = effort.chars().take(32).collect();
+        let message = format!("`{path}` is {shown:?}; it must be one of {}.", EFFORTS.join(", "));
+        return Err(Error::value(path, message));
+    }
+    kwargs.entry("reasoning_effort").or_insert_with(|| effort.into());
+    if !kwargs.contains_key("enable_thinking") {
+        kwargs.entry("thinking").or_insert_with(|| (effort != "none").into());
+    }
+    Ok(())
 }
 
 fn take_logprobs(fields: &mut Fields) -> Result<Option<usize>> {

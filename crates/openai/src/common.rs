@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::constraint::Constrained;
 use crate::error::{Error, Result};
 use crate::fields::{Bounds, Fields, to_ids, to_number, to_string, wrong_type};
 
@@ -45,6 +46,8 @@ pub struct Generation {
     pub priority: i32,
     /// The prompt's blocks are shared only among requests of equal salts.
     pub cache_salt: Option<String>,
+    /// What the answer's text is to be.
+    pub constrained: Option<Constrained>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -83,6 +86,7 @@ impl Generation {
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(false),
             priority: take_priority(fields)?,
             cache_salt: take_cache_salt(fields)?,
+            constrained: Constrained::take(fields)?,
         })
     }
 

@@ -15,6 +15,10 @@ pub enum Code {
     UnsupportedParameter,
     UnsupportedValue,
     ContextLengthExceeded,
+    /// A JSON schema that cannot be enforced.
+    InvalidSchema,
+    /// An expression or a grammar that cannot be.
+    InvalidGrammar,
     InvalidApiKey,
     ModelNotFound,
     UnknownUrl,
@@ -46,6 +50,8 @@ impl Code {
             Self::UnsupportedParameter => (400, "unsupported_parameter", REQUEST),
             Self::UnsupportedValue => (400, "unsupported_value", REQUEST),
             Self::ContextLengthExceeded => (400, "context_length_exceeded", REQUEST),
+            Self::InvalidSchema => (400, "invalid_schema", REQUEST),
+            Self::InvalidGrammar => (400, "invalid_grammar", REQUEST),
             Self::InvalidApiKey => (401, "invalid_api_key", REQUEST),
             Self::ModelNotFound => (404, "model_not_found", REQUEST),
             Self::UnknownUrl => (404, "unknown_url", REQUEST),

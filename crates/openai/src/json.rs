@@ -19,19 +19,21 @@ pub(crate) fn object(body: &[u8]) -> Result<Map<String, Value>> {
             error.valid_up_to()
         ))
     })?;
-    let mut json = serde_json::Deserializer::from_str(text);
-    json.disable_recursion_limit();
-    let value = Strict { depth: 0 }
-        .deserialize(&mut json)
-        .and_then(|value| json.end().map(|()| value))
-        .map_err(|error| invalid(format!("The request body is not valid JSON: {error}.")))?;
-    match value {
+    match value(text).map_err(|why| invalid(format!("The request body is not valid JSON: {why}.")))? {
         Value::Object(map) => Ok(map),
         other => Err(invalid(format!(
             "The request body is {}; it must be a JSON object.",
             crate::fields::kind(&other)
         ))),
     }
+}
+
+/// Reads any JSON text; says what is wrong with it.
+pub(crate) fn value(text: &str) -> std::result::Result<Value, String> {
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.disable_recursion_limit();
+    let value = Strict { depth: 0 }.deserialize(&mut json);
+    value.and_then(|value| json.end().map(|()| value)).map_err(|error| error.to_string())
 }
 
 /// Builds a [`Value`], counting levels and refusing a key that stands twice in one object.

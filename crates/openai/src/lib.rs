@@ -7,12 +7,14 @@ mod answer;
 mod chat;
 mod common;
 mod completion;
+mod constraint;
 mod error;
 mod fields;
 mod json;
 mod message;
 mod models;
 mod tokenize;
+mod tools;
 mod unserved;
 
 pub use answer::{
@@ -22,10 +24,12 @@ pub use answer::{
 pub use chat::ChatRequest;
 pub use common::{Generation, StreamOptions};
 pub use completion::{CompletionRequest, Prompt};
+pub use constraint::{Constrained, Constraint};
 pub use error::{Code, Error, Result};
 pub use message::{CalledFunction, Message, Role, ToolCall};
 pub use models::{Model, ModelList};
 pub use tokenize::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeInput, TokenizeRequest};
+pub use tools::{Tool, ToolChoice, Tools};
 
 /// A request, and the names of the fields that nobody here knows: ignored, worth a log line.
 #[derive(Debug, Clone, PartialEq)]

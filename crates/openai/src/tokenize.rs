@@ -7,11 +7,17 @@ use crate::Parsed;
 use crate::error::{Error, Result};
 use crate::fields::{Fields, missing, to_ids};
 use crate::message::{Message, take_messages};
+use crate::tools::Tools;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenizeInput {
     Text(String),
-    Chat { messages: Vec<Message>, add_generation_prompt: bool, chat_template_kwargs: Map<String, Value> },
+    Chat {
+        messages: Vec<Message>,
+        add_generation_prompt: bool,
+        chat_template_kwargs: Map<String, Value>,
+        tools: Tools,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -39,11 +45,16 @@ impl TokenizeRequest {
                 ));
             }
             Some(text) => TokenizeInput::Text(text),
-            None => TokenizeInput::Chat {
-                messages: take_messages(&mut fields)?,
-                add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
-                chat_template_kwargs: crate::chat::take_template_kwargs(&mut fields)?,
-            },
+            None => {
+                let mut chat_template_kwargs = crate::chat::take_template_kwargs(&mut fields)?;
+                crate::chat::take_thinking(&mut fields, &mut chat_template_kwargs)?;
+                TokenizeInput::Chat {
+                    messages: take_messages(&mut fields)?,
+                    add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
+                    chat_template_kwargs,
+                    tools: Tools::take(&mut fields)?,
+                }
+            }
         };
         let request = Self {
             model,

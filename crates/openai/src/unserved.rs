@@ -13,20 +13,14 @@ const COMMON: &[Row] = &[
     ("bad_words", &["[]"]),
     ("detokenize", &["true"]),
     ("early_stopping", &["false"]),
-    ("guided_choice", &[]),
     ("guided_decoding_backend", &[]),
-    ("guided_grammar", &[]),
-    ("guided_json", &[]),
-    ("guided_regex", &[]),
     ("guided_whitespace_pattern", &[]),
     ("kv_transfer_params", &[]),
     ("length_penalty", &["1", "1.0"]),
     ("logits_processors", &["[]"]),
     ("prompt_embeds", &[]),
     ("prompt_logprobs", &[]),
-    ("response_format", &[r#"{"type":"text"}"#]),
     ("spaces_between_special_tokens", &["true"]),
-    ("structured_outputs", &[]),
     ("structural_tag", &[]),
     ("truncate_prompt_tokens", &[]),
     ("use_beam_search", &["false"]),
@@ -42,21 +36,20 @@ const CHAT: &[Row] = &[
     ("echo", &["false"]),
     ("function_call", &[r#""none""#, r#""auto""#]),
     ("functions", &["[]"]),
-    ("include_reasoning", &[]),
     ("mm_processor_kwargs", &["{}"]),
     ("modalities", &[r#"["text"]"#]),
     ("prediction", &[]),
-    ("reasoning_effort", &[]),
-    ("tool_choice", &[r#""none""#, r#""auto""#]),
-    ("tools", &["[]"]),
     ("web_search_options", &[]),
 ];
 
 const COMPLETION: &[Row] = &[
+    ("include_reasoning", &[]),
     ("max_completion_tokens", &[]),
     ("messages", &[]),
+    ("parallel_tool_calls", &["true"]),
     ("reasoning_effort", &[]),
     ("suffix", &[r#""""#]),
+    ("tool_choice", &[r#""none""#, r#""auto""#]),
     ("tools", &["[]"]),
     ("top_logprobs", &[]),
 ];
@@ -105,7 +98,6 @@ pub(crate) fn check_inert(fields: &mut Fields) -> Result<()> {
         fields.string(name)?;
     }
     fields.bool("store")?;
-    fields.bool("parallel_tool_calls")?;
     let Some(metadata) = fields.object("metadata")? else { return Ok(()) };
     if metadata.len() > 16 {
         return Err(Error::value(

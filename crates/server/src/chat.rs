@@ -34,6 +34,7 @@ pub(crate) async fn answer(
             let prompt = tokenize::encode_chat(
                 model,
                 &request.messages,
+                &request.tools,
                 request.add_generation_prompt,
                 &request.chat_template_kwargs,
                 model.context_len - 1,

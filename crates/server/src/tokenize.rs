@@ -3,7 +3,8 @@
 use axum::Json;
 use axum::extract::{Request, State};
 use openai::{
-    Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput, TokenizeRequest,
+    Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput,
+    TokenizeRequest, Tool, ToolChoice, Tools,
 };
 use serde_json::{Map, Value};
 use text::{ChatInput, EncodedChat, TextError};
@@ -42,6 +43,7 @@ pub(crate) fn encode_text(
 pub(crate) fn encode_chat(
     model: &ServedModel,
     messages: &[Message],
+    tools: &Tools,
     add_generation_prompt: bool,
     kwargs: &Map<String, Value>,
     tokens_max: usize,
@@ -49,7 +51,9 @@ pub(crate) fn encode_chat(
     let template = model.chat_template.as_ref().ok_or_else(no_template)?;
     let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
     let messages = messages.map_err(|error| internal(&error.to_string()))?;
-    let input = ChatInput { messages: &messages, tools: None, add_generation_prompt, kwargs };
+    let shown: Vec<Value> = tools.list.iter().map(Tool::to_value).collect();
+    let tools = (tools.choice != ToolChoice::None).then_some(shown.as_slice());
+    let input = ChatInput { messages: &messages, tools, add_generation_prompt, kwargs };
     let encoded = text::encode_chat_within(&model.tokenizer, template, &input, tokens_max);
     encoded.map_err(|error| match error {
         TextError::TooManyTokens { at_least } => {
@@ -92,8 +96,8 @@ fn tokenize_with(model: &ServedModel, request: &TokenizeRequest) -> Result<Token
     let special = request.add_special_tokens;
     let tokens = match &request.input {
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
-        TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs } => {
-            encode_chat(model, messages, *add_generation_prompt, chat_template_kwargs, usize::MAX)?.ids
+        TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs, tools } => {
+            encode_chat(model, messages, tools, *add_generation_prompt, chat_template_kwargs, usize::MAX)?.ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);

@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use engine::request::Request;
-use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
+use engine::runner::{Batch, Draws, Fault, Limits, ModelRunner, Outcome};
 use engine::{Engine, Events, Options, connect};
 
 const STEPS: usize = 400;
@@ -23,7 +23,7 @@ impl ModelRunner for Null {
         self.0.clone()
     }
 
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+    fn launch(&mut self, batch: &mut Batch, _: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault> {
         self.1 = batch.draws.len();
         Ok(())
     }

@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use kv_cache::{BlockId, BlockPool};
+use sampler::mask_words;
 
 use crate::counters::Counters;
 use crate::flight::Flight;
+use crate::grammar::Masks;
 use crate::handle::{Inbox, Message};
 use crate::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
 use crate::scheduler::Scheduler;
@@ -92,7 +95,7 @@ impl<R: ModelRunner> Engine<R> {
         self.publish(); // a step may take long
         let launched = self.launch();
         let ahead = if launched { self.runner.steps_ahead() } else { self.flights.len().saturating_sub(1) };
-        while self.flights.len() > ahead || self.flights.back().is_some_and(|flight| flight.reads) {
+        while self.flights.len() > ahead || self.flights.back().is_some_and(|flight| flight.waits) {
             self.collect();
         }
         self.retire(now);
@@ -124,7 +127,7 @@ impl<R: ModelRunner> Engine<R> {
             return false;
         }
         self.counters.count_step(self.batch.n_tokens());
-        match self.runner.launch(&self.batch) {
+        match self.run_batch() {
             Ok(()) => self.flights.push_back(flight),
             Err(fault) => {
                 while !self.flights.is_empty() {
@@ -134,6 +137,20 @@ impl<R: ModelRunner> Engine<R> {
             }
         }
         true
+    }
+
+    /// Launches the batch. Masks are made while the model computes.
+    fn run_batch(&mut self) -> Result<(), Fault> {
+        let Self { runner, batch, scheduler, .. } = self;
+        if batch.draws.masks.is_empty() {
+            return runner.launch(batch, &mut |_| ());
+        }
+        let words = mask_words(batch.draws.sampled_vocab);
+        let constrained = scheduler.constrained();
+        thread::scope(|scope| {
+            let mut masks = Masks::start(scope, constrained, words);
+            runner.launch(batch, &mut |draws| masks.finish(&mut draws.masks))
+        })
     }
 
     /// The oldest step under way.

@@ -12,8 +12,8 @@ pub(crate) struct Flight {
     pub(crate) rows: Vec<FlightRow>,
     /// `[draws]` which answer of the row's request each is for
     pub(crate) choices: Vec<usize>,
-    /// The host reads logits of it.
-    pub(crate) reads: bool,
+    /// It is collected before the next is launched: the host reads logits of it, or what it draws decides on masks.
+    pub(crate) waits: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -59,7 +59,7 @@ impl Flight {
     pub(crate) fn clear(&mut self) {
         self.rows.clear();
         self.choices.clear();
-        self.reads = false;
+        self.waits = false;
     }
 
     pub(crate) fn landed<'a>(

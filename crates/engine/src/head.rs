@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::grammar::Constrained;
 use crate::reply::Reply;
 use sampler::{Drawn, Draws, Logprobs, NoToken, logprobs};
 
@@ -34,8 +35,12 @@ impl Head {
         self.logprobs.is_some()
     }
 
+    pub(crate) fn constrained(&mut self) -> Option<&mut Constrained> {
+        self.sampler.constrained()
+    }
+
     /// Asks for its next token. See [`Sampler::push`].
-    pub(crate) fn push_draw(&self, draws: &mut Draws, output: u32, after: Option<u32>) {
+    pub(crate) fn push_draw(&mut self, draws: &mut Draws, output: u32, after: Option<u32>) {
         self.sampler.push(draws, output, after);
     }
 
@@ -55,7 +60,8 @@ impl Head {
                 Some(id)
             }
             Err(reason) => {
-                self.end = Some(End::Failed(reason.to_string()));
+                let fault = self.sampler.fault().map(str::to_owned);
+                self.end = Some(End::Failed(fault.unwrap_or_else(|| reason.to_string())));
                 None
             }
         }

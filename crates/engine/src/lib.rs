@@ -9,6 +9,7 @@ mod budget;
 mod counters;
 mod engine;
 mod flight;
+pub mod grammar;
 mod handle;
 mod head;
 mod policy;

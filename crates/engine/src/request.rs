@@ -5,6 +5,7 @@ use std::time::Instant;
 
 pub use sampler::Logprobs;
 
+use crate::grammar::Constraint;
 use crate::runner::Limits;
 
 /// Of one request.
@@ -69,6 +70,8 @@ pub struct Request {
     /// EOS and stop ids: any of them ends the answer and is its last token.
     pub stop_ids: Vec<u32>,
     pub sampling: Sampling,
+    /// What each answer may be.
+    pub constraint: Option<Constraint>,
     /// `Some(n)`: log probabilities of each generated token and of the `n` best beside it.
     pub logprobs: Option<usize>,
     /// The same for each prompt token but the first.
@@ -92,6 +95,7 @@ impl Default for Request {
             min_new_tokens: 0,
             stop_ids: Vec::new(),
             sampling: Sampling::default(),
+            constraint: None,
             logprobs: None,
             prompt_logprobs: None,
             priority: 0,

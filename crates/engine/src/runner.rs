@@ -163,9 +163,10 @@ pub trait ModelRunner: Send {
     }
 
     /// Begins one step: copies the blocks of [`Batch::copies`], writes each token's latent row to its slot, attends over
-    /// the row's blocks, and draws. Steps run in the order in which they are launched. One with [`Batch::reads`] is
-    /// collected before the next is launched.
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault>;
+    /// the row's blocks, and draws. Between the two it calls `masks`, once, which fills in [`Draws::masks`]: they are made
+    /// while the model computes, and may have to be waited for. Steps run in the order in which they are launched. One with [`Batch::reads`] or
+    /// masks is collected before the next is launched.
+    fn launch(&mut self, batch: &mut Batch, masks: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault>;
 
     /// Waits for the oldest step that was launched and not collected. One that fails is over, and so is what the
     /// tokens of steps launched after it were to come from; they are collected all the same.
@@ -181,8 +182,8 @@ impl<R: ModelRunner + ?Sized> ModelRunner for Box<R> {
         (**self).steps_ahead()
     }
 
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
-        (**self).launch(batch)
+    fn launch(&mut self, batch: &mut Batch, masks: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault> {
+        (**self).launch(batch, masks)
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {

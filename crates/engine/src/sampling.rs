@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use sampler::{Draw, Draws};
+use sampler::{Draw, Draws, mask_words};
 
+use crate::grammar::Constrained;
 use crate::request::{Request, Sampling};
 
 /// The tokens of a request's prompt that its choices are to repeat less, once each.
@@ -32,6 +33,7 @@ pub(crate) struct Sampler {
     counts: HashMap<u32, u32>,
     /// Tokens that are known.
     n_drawn: usize,
+    constrained: Option<Constrained>,
     stream: ChaCha8Rng,
 }
 
@@ -59,6 +61,7 @@ impl Sampler {
             prompt,
             counts: HashMap::new(),
             n_drawn: 0,
+            constrained: request.constraint.as_ref().map(Constrained::new),
             stream: ChaCha8Rng::seed_from_u64(seed),
         }
     }
@@ -69,14 +72,20 @@ impl Sampler {
 
     /// Asks for the next token, from row `output` of the step's logits. `after`: the draw of the step before that comes to
     /// a token of this answer which is not known yet.
-    pub(crate) fn push(&self, draws: &mut Draws, output: u32, after: Option<u32>) {
+    pub(crate) fn push(&mut self, draws: &mut Draws, output: u32, after: Option<u32>) {
         let n_before = self.n_drawn + usize::from(after.is_some());
         let mut draw = Draw { output, after, ..self.common.clone() };
         if !draw.is_greedy() {
             draw.uniform = self.uniform(n_before);
         }
-        if n_before < self.min_new_tokens {
-            draw.banned = extend(&mut draws.banned, self.stop_ids.iter().copied());
+        let delayed = if n_before < self.min_new_tokens { self.stop_ids.as_slice() } else { &[] };
+        match &mut self.constrained {
+            Some(constrained) => {
+                constrained.ask(delayed);
+                draw.mask =
+                    Some(extend(&mut draws.masks, (0..mask_words(draws.sampled_vocab)).map(|_| 0)).start);
+            }
+            None => draw.banned = extend(&mut draws.banned, delayed.iter().copied()),
         }
         if draw.penalises() {
             let drawn = self.counts.iter().map(|(&id, &count)| (id, count));
@@ -99,7 +108,19 @@ impl Sampler {
         if self.common.penalises() {
             *self.counts.entry(id).or_default() += 1;
         }
+        if let Some(constrained) = &mut self.constrained {
+            constrained.note(id);
+        }
         self.n_drawn += 1;
+    }
+
+    pub(crate) fn constrained(&mut self) -> Option<&mut Constrained> {
+        self.constrained.as_mut()
+    }
+
+    /// Why the mask of the last draw is empty, if that is not what the grammar says.
+    pub(crate) fn fault(&self) -> Option<&str> {
+        self.constrained.as_ref()?.fault.as_deref()
     }
 }
 
@@ -118,7 +139,7 @@ mod tests {
         Sampler::new(request, choice, penalised(request))
     }
 
-    fn pushed(sampler: &Sampler, after: Option<u32>) -> Draws {
+    fn pushed(sampler: &mut Sampler, after: Option<u32>) -> Draws {
         let mut draws = Draws::default();
         sampler.push(&mut draws, 3, after);
         draws
@@ -137,15 +158,15 @@ mod tests {
         let numbers: Vec<f64> =
             (0..9).map(|_| (stream.next_u64() >> 11) as f64 / (1u64 << 53) as f64).collect();
         for at in 0..8 {
-            assert_eq!(pushed(&sampler, None).draws[0].uniform, numbers[at]);
-            assert_eq!(pushed(&sampler, Some(0)).draws[0].uniform, numbers[at + 1]);
+            assert_eq!(pushed(&mut sampler, None).draws[0].uniform, numbers[at]);
+            assert_eq!(pushed(&mut sampler, Some(0)).draws[0].uniform, numbers[at + 1]);
             sampler.note(5);
         }
     }
 
     #[test]
     fn each_choice_draws_from_a_stream_of_its_own() {
-        let first = |seed, choice| pushed(&sampler(&hot(seed), choice), None).draws[0].uniform;
+        let first = |seed, choice| pushed(&mut sampler(&hot(seed), choice), None).draws[0].uniform;
         assert_eq!([first(7, 0), first(7, 2)], [first(7, 0), first(9, 0)]);
         assert!(first(7, 0) != first(7, 1) && first(7, 1) != first(7, 2));
         assert!(first(u64::MAX, 1) == first(0, 0));
@@ -157,7 +178,7 @@ mod tests {
             let request = Request { prompt: vec![4, 9, 4], sampling, ..Request::default() };
             let mut sampler = sampler(&request, 0);
             [9, 2, 2].into_iter().for_each(|id| sampler.note(id));
-            let mut counts = pushed(&sampler, None).counts;
+            let mut counts = pushed(&mut sampler, None).counts;
             counts.sort_unstable();
             assert_eq!(counts, expected);
         };
@@ -172,13 +193,13 @@ mod tests {
     fn stop_ids_are_banned_for_the_first_tokens() {
         let request = Request { stop_ids: vec![1, 900], min_new_tokens: 2, ..Request::default() };
         let mut sampler = sampler(&request, 0);
-        let banned = |sampler: &Sampler, after| pushed(sampler, after).banned;
-        assert_eq!(banned(&sampler, None), [1, 900]);
-        assert_eq!(banned(&sampler, Some(0)), [1, 900]);
+        let banned = |sampler: &mut Sampler, after| pushed(sampler, after).banned;
+        assert_eq!(banned(&mut sampler, None), [1, 900]);
+        assert_eq!(banned(&mut sampler, Some(0)), [1, 900]);
         sampler.note(5);
-        assert_eq!(banned(&sampler, None), [1, 900]);
-        assert!(banned(&sampler, Some(0)).is_empty());
+        assert_eq!(banned(&mut sampler, None), [1, 900]);
+        assert!(banned(&mut sampler, Some(0)).is_empty());
         sampler.note(5);
-        assert!(banned(&sampler, None).is_empty());
+        assert!(banned(&mut sampler, None).is_empty());
     }
 }

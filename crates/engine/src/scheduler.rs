@@ -25,7 +25,9 @@ use kv_cache::BlockPool;
 use crate::budget::{Budget, Share};
 use crate::counters::Counters;
 use crate::flight::Flight;
+use crate::grammar::Constrained;
 use crate::handle::Arrival;
+use crate::head::Head;
 use crate::policy::Policy;
 use crate::reply::Reply;
 use crate::request::End;
@@ -248,6 +250,12 @@ impl Scheduler {
             let n_draws = sequence.launch(batch, flight, 1 + open);
             open -= n_draws.saturating_sub(1);
         }
+    }
+
+    /// Those whose masks the step that was just filled wants, in the order of its draws.
+    pub(crate) fn constrained(&mut self) -> Vec<&mut Constrained> {
+        let heads = self.running.iter_mut().flat_map(|sequence| &mut sequence.heads);
+        heads.filter_map(Head::constrained).filter_map(|one| one.was_asked().then_some(one)).collect()
     }
 
     fn running_mut(&mut self, rank: Rank) -> Option<&mut Sequence> {

@@ -297,7 +297,8 @@ impl Sequence {
             let want = self.wants_output(position);
             let mut read = want == Some(Want::Score);
             if want == Some(Want::Draw) {
-                for head in self.heads.iter().take(draws_max.max(1)) {
+                for head in self.heads.iter_mut().take(draws_max.max(1)) {
+                    flight.waits |= head.constrained().is_some();
                     head.push_draw(&mut batch.draws, output, after);
                     flight.choices.push(head.choice);
                     read |= head.reads();
@@ -323,7 +324,7 @@ impl Sequence {
         }
         let n_draws = draws.len();
         let reads = reads..batch.reads.len();
-        flight.reads |= !reads.is_empty();
+        flight.waits |= !reads.is_empty();
         flight.rows.push(FlightRow { rank: self.rank, granted: self.granted, reads, draws, pending });
         self.flying += std::mem::take(&mut self.granted);
         n_draws

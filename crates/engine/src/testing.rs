@@ -15,7 +15,7 @@ use crate::reply::{self, Events, Reply};
 use crate::request::{Event, Request};
 use sampler::{Scratch, draw_all};
 
-use crate::runner::{Batch, DRAWN, Drawn, Fault, Limits, ModelRunner, Outcome};
+use crate::runner::{Batch, DRAWN, Drawn, Draws, Fault, Limits, ModelRunner, Outcome};
 
 /// Small sizes to start from: 96 tokens, context 252, 63 blocks of 4, 16 tokens and 8 rows a step.
 pub fn limits() -> Limits {
@@ -298,7 +298,8 @@ impl ModelRunner for FakeRunner {
         self.steps_ahead
     }
 
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+    fn launch(&mut self, batch: &mut Batch, masks: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault> {
+        masks(&mut batch.draws);
         assert!(self.outcomes.len() <= self.steps_ahead, "{} steps under way", self.outcomes.len());
         let to_read = |outcome: &Result<Outcome, Fault>| outcome.as_ref().is_ok_and(|o| !o.logits.is_empty());
         assert!(!self.outcomes.iter().any(to_read), "logits to be read are written over");

@@ -189,6 +189,10 @@ pub trait Backend: Sized + Send {
     fn route(&mut self, op: Route<'_, Self>) -> Result<()>;
     fn experts(&mut self, op: Experts<'_, Self>) -> Result<()>;
     fn lm_head(&mut self, op: LmHead<'_, Self>) -> Result<()>;
+    /// Lets a device that works on its own begin with the ops so far: what the step is to draw is not known yet.
+    fn start(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// Draws tokens from the logits, and ends the step. Its ids stay where the next step finds them, as
     /// [`DRAWN`](sampler::DRAWN) says.
     /// GPU: one copy of the draws to the device, one launch; reads each row some times, from the L2 cache.

@@ -162,7 +162,11 @@ impl<B: Backend> Model<B> {
     }
 
     /// The end of a step that is computed.
-    fn draw(&mut self, draws: &Draws, reads: impl Iterator<Item = u32>) -> Result<(), KernelError> {
+    pub(crate) fn draw(
+        &mut self,
+        draws: &Draws,
+        reads: impl Iterator<Item = u32>,
+    ) -> Result<(), KernelError> {
         self.backend.sample(draws)?;
         let mut list = self.spare.pop().unwrap_or_default();
         list.clear();
@@ -202,7 +206,11 @@ impl<B: Backend> Model<B> {
     }
 
     /// All up to the logits.
-    fn compute(&mut self, step: &Step<'_>, mut look: impl FnMut(Place, &Self)) -> Result<(), KernelError> {
+    pub(crate) fn compute(
+        &mut self,
+        step: &Step<'_>,
+        mut look: impl FnMut(Place, &Self),
+    ) -> Result<(), KernelError> {
         self.backend.begin_step(step)?;
         if !step.copies.is_empty() {
             self.backend.copy_blocks(CopyBlocks { arena: &mut self.arena })?;

@@ -1,7 +1,7 @@
 //! A model as the engine drives it.
 
 use crate::forward::Model;
-use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
+use engine::runner::{Batch, Draws, Fault, Limits, ModelRunner, Outcome};
 use kernels::{Backend, KernelError, Step};
 
 impl<B: Backend> ModelRunner for Model<B> {
@@ -23,7 +23,7 @@ impl<B: Backend> ModelRunner for Model<B> {
         B::STEPS_AHEAD
     }
 
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+    fn launch(&mut self, batch: &mut Batch, masks: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault> {
         let step = Step {
             copies: &batch.copies,
             tokens: &batch.tokens,
@@ -35,7 +35,12 @@ impl<B: Backend> ModelRunner for Model<B> {
             tables: &batch.tables,
             outputs: &batch.outputs,
         };
-        Model::launch(self, &step, &batch.draws, &batch.reads).map_err(fault)
+        self.compute(&step, |_, _| ()).map_err(fault)?;
+        if !batch.draws.masks.is_empty() {
+            self.backend_mut().start().map_err(fault)?;
+        }
+        masks(&mut batch.draws);
+        self.draw(&batch.draws, batch.reads.iter().copied()).map_err(fault)
     }
 
     fn collect(&mut self, outcome: &mut Outcome) -> Result<(), Fault> {

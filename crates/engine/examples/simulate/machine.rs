@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use engine::runner::{Batch, Fault, Limits, ModelRunner, Outcome};
+use engine::runner::{Batch, Draws, Fault, Limits, ModelRunner, Outcome};
 
 /// Tokens are bytes, and the model always says 0.
 pub(crate) const VOCAB_SIZE: usize = 256;
@@ -53,7 +53,7 @@ impl ModelRunner for Machine {
         self.limits.clone()
     }
 
-    fn launch(&mut self, batch: &Batch) -> Result<(), Fault> {
+    fn launch(&mut self, batch: &mut Batch, _: &mut dyn FnMut(&mut Draws)) -> Result<(), Fault> {
         let attention_ms: f64 = batch.row_start.windows(2).zip(&batch.kv_len).map(row_ms).sum();
         let ms = step_ms(batch.n_tokens() as f64) + attention_ms;
         self.clock.fetch_add(Duration::from_secs_f64(ms / 1e3).as_nanos() as u64, Relaxed);

@@ -16,6 +16,8 @@ mod counters;
 mod engine;
 #[path = "../../src/flight.rs"]
 mod flight;
+#[path = "../../src/grammar.rs"]
+mod grammar;
 #[path = "../../src/handle.rs"]
 mod handle;
 #[path = "../../src/head.rs"]

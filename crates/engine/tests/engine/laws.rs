@@ -4,6 +4,7 @@ use engine::Options;
 use engine::request::{End, FinishReason, Request, Sampling};
 use engine::testing::{FakeRunner, limits};
 
+use crate::constrained::constrained;
 use crate::harness::{Heard, Limits, Rig, expected, request, sampled};
 
 /// Prompts of all sorts, greedy and sampled, with and without scores.
@@ -16,6 +17,7 @@ fn requests() -> Vec<Request> {
         [
             Request { sampling: sampled(7), logprobs: Some(2), ..request.clone() },
             Request { sampling: penalised, prompt_logprobs: Some(3), ..request.clone() },
+            Request { sampling: sampled(9), ..constrained(request.clone(), 12) },
             request,
         ]
     };
@@ -34,6 +36,7 @@ fn alone(limits: &Limits) -> Vec<Heard> {
 fn greedy_answers_are_the_model_s_own() {
     let limits = limits();
     let greedy: Vec<Request> = requests().into_iter().filter(|r| r.sampling == Sampling::default()).collect();
+    assert!(greedy.iter().all(|request| request.constraint.is_none()));
     let expected: Vec<Heard> = greedy.iter().map(|request| expected(request, &limits)).collect();
     assert_eq!(answers(limits, greedy), expected);
 }

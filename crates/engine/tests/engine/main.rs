@@ -1,4 +1,5 @@
 //! The engine from outside, on a model without weights: step by step, or on its thread.
+mod constrained;
 mod crowd;
 mod ends;
 mod harness;

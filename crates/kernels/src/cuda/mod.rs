@@ -181,7 +181,7 @@ impl<D: Device> CudaBackend<D> {
         sample::sample(self, logits, self.vocab)
     }
 
-    /// The end of a step: runs the list, as a graph if it was met before.
+    /// Runs the list, as a graph if it was met before.
     fn finish(&mut self) -> Result<()> {
         let captured = self.reserved("finish")?.step.expanded.is_empty() && self.use_graphs;
         if !captured {
@@ -400,6 +400,10 @@ impl<D: Device> Backend for CudaBackend<D> {
         let [vocab, _] = op.check(self.step_tokens())?;
         self.vocab = vocab;
         gemm::lm_head(self, &op)
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.finish()
     }
 
     fn sample(&mut self, draws: &Draws) -> Result<()> {

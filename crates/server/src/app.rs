@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use engine::request::Request;
 use engine::{Busy, EngineHandle, Events, Snapshot};
+use grammar::Compiler;
 use openai::{Code, Error};
 use text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Notify, watch};
 
 use crate::auth::Keys;
+use crate::constrain;
 use crate::errors::{engine_dead, shutting_down};
 use crate::metrics::Metrics;
 use crate::waiting::Waiting;
@@ -44,6 +46,8 @@ pub struct Options {
     pub step_timeout: Duration,
     /// Time for the last errors to reach their clients, after the grace period or the engine's death.
     pub last_words: Duration,
+    /// What a client's schema or grammar may cost.
+    pub grammar_limits: grammar::Limits,
     /// The engine keeps a prefix cache: its series are there.
     pub prefix_cache: bool,
     pub build: Build,
@@ -63,6 +67,7 @@ impl Default for Options {
             request_timeout: None,
             step_timeout: Duration::from_secs(300),
             last_words: Duration::from_secs(2),
+            grammar_limits: grammar::Limits::default(),
             prefix_cache: true,
             build: Build::default(),
         }
@@ -162,6 +167,8 @@ struct State {
     waiting: Waiting,
     keys: Keys,
     metrics: Metrics,
+    /// Of the model's tokens.
+    compiler: OnceLock<Arc<Compiler>>,
     /// Unknown field names that the log has seen.
     ignored: Mutex<HashSet<String>>,
 }
@@ -180,6 +187,7 @@ impl App {
             open_requests: AtomicUsize::new(0),
             idle: Notify::new(),
             waiting: Waiting::new(),
+            compiler: OnceLock::new(),
             ignored: Mutex::default(),
         }))
     }
@@ -192,6 +200,10 @@ impl App {
     /// Opens the service. Only the first model counts.
     pub fn set_model(&self, model: ServedModel) {
         self.0.metrics.set_model(&self.0.options.build, &model);
+        let masks = self.0.metrics.grammar_masks();
+        let observe = move |took: Duration| masks.observe(took.as_secs_f64());
+        let compiler = constrain::compiler(&model, self.0.options.grammar_limits.clone(), observe);
+        let _ = self.0.compiler.set(Arc::new(compiler)); // only the first model counts
         if self.0.model.set(model).is_err() {
             tracing::warn!("a model is served already; the second one is ignored");
         }
@@ -207,6 +219,11 @@ impl App {
 
     pub(crate) fn keys(&self) -> &Keys {
         &self.0.keys
+    }
+
+    /// Of the loaded model.
+    pub(crate) fn compiler(&self) -> Option<&Arc<Compiler>> {
+        self.0.compiler.get()
     }
 
     pub(crate) fn waiting(&self) -> &Waiting {

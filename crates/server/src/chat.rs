@@ -3,12 +3,14 @@
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use openai::{ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest};
+use engine::grammar::Constraint;
+use openai::{ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest, Error, Generation};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::App;
 use crate::auth::Caller;
 use crate::body;
+use crate::constrain;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
 use crate::logprobs::TokenNames;
@@ -49,6 +51,7 @@ pub(crate) async fn answer(
         prompts: vec![prompt.ids],
         drawn: prompt.answers,
         logprobs: request.logprobs,
+        constraint: constraint(&app, generation).await?,
         echo: false,
         may_cut: false,
         caller,
@@ -65,6 +68,12 @@ pub(crate) async fn answer(
     let header = Header::new::<Chat>(name, model.fingerprint.clone());
     let answers = Answers::submit(&app, &*model.engine, plan)?;
     respond(&app, answers, header, format, generation.stream).await
+}
+
+async fn constraint(app: &App, generation: &Generation) -> Result<Option<Constraint>, Error> {
+    let Some(constrained) = &generation.constrained else { return Ok(None) };
+    constrain::check(generation, &constrained.param)?;
+    constrain::compile(app, constrain::piece(constrained), constrained.param.clone()).await.map(Some)
 }
 
 /// The chat format of pieces and answers.

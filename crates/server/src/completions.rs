@@ -5,12 +5,14 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
-use openai::{CompletionChoice, CompletionRequest, Error, Prompt};
+use engine::grammar::Constraint;
+use openai::{CompletionChoice, CompletionRequest, Error, Generation, Prompt};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::{App, ServedModel};
 use crate::auth::Caller;
 use crate::body;
+use crate::constrain;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
 use crate::logprobs::TokenNames;
@@ -39,7 +41,8 @@ pub(crate) async fn answer(
     };
     let param = Completion::PROMPT_PARAM;
     let (drawn, may_cut) = (Vec::new(), max_tokens_defaulted);
-    let asked = Asked { param, prompts, drawn, logprobs, echo, may_cut, caller };
+    let constraint = constraint(&app, &generation).await?;
+    let asked = Asked { param, prompts, drawn, logprobs, constraint, echo, may_cut, caller };
     let plan = Plan::new(model, &generation, asked)?;
     let format = Completion {
         names: TokenNames {
@@ -54,6 +57,13 @@ pub(crate) async fn answer(
     let header = Header::new::<Completion>(name, model.fingerprint.clone());
     let answers = Answers::submit(&app, &*model.engine, plan)?;
     respond(&app, answers, header, format, generation.stream).await
+}
+
+/// The whole text, from its first token on.
+async fn constraint(app: &App, generation: &Generation) -> Result<Option<Constraint>, Error> {
+    let Some(constrained) = &generation.constrained else { return Ok(None) };
+    constrain::check(generation, &constrained.param)?;
+    constrain::compile(app, constrain::piece(constrained), constrained.param.clone()).await.map(Some)
 }
 
 fn encode(

@@ -10,6 +10,7 @@ mod body;
 mod chat;
 mod completions;
 mod connection;
+mod constrain;
 mod decode;
 mod engine_series;
 mod envelope;

@@ -25,6 +25,7 @@ const WHOLE_S: &[f64] = &[
 ];
 const TOKENS: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 2e5];
+const MASK_S: &[f64] = &[1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1];
 const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
 
 /// Why a sequence ended, as the label `finished_reason`.
@@ -69,6 +70,7 @@ pub(crate) struct Metrics {
     pub(crate) request_generation_tokens: Histogram,
     params_n: Histogram,
     params_max_tokens: Histogram,
+    grammar_masks: Histogram,
 }
 
 /// Makes series and registers them, all labelled with the model's name.
@@ -79,7 +81,8 @@ struct Maker<'a> {
 
 impl Maker<'_> {
     fn opts(&self, name: &str, help: &str) -> Opts {
-        Opts::new(format!("vllm:{name}"), help).const_label("model_name", self.model_name)
+        let name = if name.contains(':') { name.to_owned() } else { format!("vllm:{name}") };
+        Opts::new(name, help).const_label("model_name", self.model_name)
     }
 
     /// Registers what was just made. Names are constants, tried by every test.
@@ -180,6 +183,11 @@ impl Metrics {
                 "The parameter max_tokens, by request.",
                 TOKENS,
             ),
+            grammar_masks: make.histogram(
+                "strait:grammar_mask_seconds",
+                "To tell which tokens a grammar allows next, by token.",
+                MASK_S,
+            ),
             model_name: model_name.to_owned(),
             registry,
         }
@@ -211,6 +219,10 @@ impl Metrics {
     pub(crate) fn observe_params(&self, n: usize, max_tokens: usize) {
         self.params_n.observe(n as f64);
         self.params_max_tokens.observe(max_tokens as f64);
+    }
+
+    pub(crate) fn grammar_masks(&self) -> Histogram {
+        self.grammar_masks.clone()
     }
 
     pub(crate) fn count_end(&self, reason: Finished) {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
+use engine::grammar::Constraint;
 use engine::request::{Request, Sampling};
 use openai::{Error, Generation};
 
@@ -37,6 +38,7 @@ pub(crate) struct Asked {
     /// Tokens of the prompt that the model drew itself, where that is known and the prompt is one.
     pub(crate) drawn: Vec<Range<usize>>,
     pub(crate) logprobs: Option<usize>,
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) echo: bool,
     /// `max_tokens` may be cut to what is left of the context.
     pub(crate) may_cut: bool,
@@ -69,6 +71,7 @@ impl Plan {
             min_new_tokens: generation.min_tokens,
             stop_ids,
             sampling: sampling(model, generation),
+            constraint: asked.constraint,
             logprobs: asked.logprobs,
             prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
             priority: generation.priority,

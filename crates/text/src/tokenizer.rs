@@ -212,6 +212,11 @@ impl Tokenizer {
         self.table.is_special(id)
     }
 
+    /// Whether its text means something to the model that no typed text does; special tokens are among them.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.control.contains(id) || self.table.is_special(id)
+    }
+
     /// The token that begins a text, if the checkpoint names one.
     pub fn bos_id(&self) -> Option<u32> {
         self.bos.id

@@ -98,9 +98,13 @@ impl Writer<'_> {
 
     /// Text up to where something else begins that no text of it holds: as long as it can be.
     fn free(&mut self, without: &[String]) -> String {
+        self.free_ending_in(without, "")
+    }
+
+    fn free_ending_in(&mut self, without: &[String], letters: &str) -> String {
         let name = format!("FREE{}", self.n_rules);
         self.n_rules += 1;
-        let mut body = "/(?s:.*)/".to_owned();
+        let mut body = format!("/(?s:.*){}/", escaped(letters));
         for tag in without {
             let _ = write!(body, " & ~/(?s:.*){}(?s:.*)/", escaped(tag));
         }
@@ -150,21 +154,32 @@ impl Writer<'_> {
         Ok(self.rule(&sequence))
     }
 
+    /// Free text and what follows on it, where that begins with letters or a control token.
+    fn free_then_letters(&mut self, without: &[String], rest: &[Piece]) -> Result<String, Refused> {
+        let (mut letters, mut n) = (String::new(), 0);
+        while let Some(Piece::Text(text) | Piece::Tag(text)) = rest.get(n)
+            && !(matches!(rest[n], Piece::Tag(_)) && (self.tags)(text).is_some())
+        {
+            letters.push_str(text);
+            n += 1;
+        }
+        let control = matches!(rest.get(n), Some(Piece::Tag(_)));
+        let text = match (letters.as_str(), control) {
+            ("", _) => self.free(without),
+            // The token behind them tells that they were the last letters.
+            (letters, true) => self.free_ending_in(without, letters),
+            (letters, false) => self.free_up_to(letters),
+        };
+        let others = self.sequence(&rest[n..])?;
+        Ok(format!("{text} {others}"))
+    }
+
     /// Free text and what follows on it. A tag that is spelled by letters and ends the text is one with it, as only a
     /// lexer that takes the shortest text finds it.
     fn free_then(&mut self, without: &[String], rest: &[Piece]) -> Result<String, Refused> {
         let Some((first, others)) = rest.split_first() else { return Ok(self.free(without)) };
         match first {
-            Piece::Tag(tag) if (self.tags)(tag).is_none() => {
-                let text = self.free_up_to(tag);
-                let others = self.sequence(others)?;
-                Ok(format!("{text} {others}"))
-            }
-            Piece::Tag(tag) => {
-                let (text, tag) = (self.free(without), self.tag(tag));
-                let others = self.sequence(others)?;
-                Ok(format!("{text} {tag} {others}"))
-            }
+            Piece::Text(_) | Piece::Tag(_) => self.free_then_letters(without, rest),
             Piece::Seq(inner) => {
                 let rest: Vec<Piece> = inner.iter().chain(others).cloned().collect();
                 self.free_then(without, &rest)

@@ -103,6 +103,25 @@ fn text_then_perhaps_calls() {
     }
 }
 
+/// As DeepSeek-V3.2 writes its tags.
+#[test]
+fn a_tag_of_letters_around_a_token() {
+    for mark in [CALL, "[DSML]"] {
+        let around = |before: &str, after: &str| [Piece::text(before), Piece::tag(mark), Piece::text(after)];
+        let call = around("<", "calls>").into_iter().chain([object()]).chain(around("</", "calls>"));
+        let piece = Piece::Seq(vec![free(&[]), repeat(Piece::Seq(call.collect()), 0, Some(1))]);
+        let text = |text: &str| text.replace('@', mark);
+        let good = [
+            text(""),
+            text("a < b <"),
+            text("hi<@calls>{\"a\":1}</@calls>"),
+            text("<<@calls>{\"a\":1}</@calls>"),
+        ];
+        let good: Vec<&str> = good.iter().map(String::as_str).collect();
+        check(&piece, &good, &[&text("<@calls>"), &text("<@calls>{\"a\":1}</@calls>x")]);
+    }
+}
+
 #[test]
 fn what_cannot_be_is_refused() {
     let check = |piece: Piece, part: &str| match compile(&piece) {

@@ -130,7 +130,7 @@ impl Family {
             Self::KimiK2 => vec![
                 Piece::tag("<|tool_call_begin|>"),
                 Piece::text(format!("functions.{name}:")),
-                Piece::Regex("[0-9]{1,4}".to_owned()),
+                Piece::Regex("0|[1-9][0-9]{0,2}".to_owned()),
                 Piece::tag("<|tool_call_argument_begin|>"),
                 arguments(),
                 Piece::tag("<|tool_call_end|>"),

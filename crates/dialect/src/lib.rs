@@ -12,7 +12,7 @@ mod prompt;
 use serde_json::Value;
 
 pub use parser::{Parser, Part};
-pub use prompt::tools_prompt;
+pub use prompt::teach;
 
 pub(crate) const THINK: &str = "<think>";
 pub(crate) const THINK_END: &str = "</think>";

@@ -13,6 +13,7 @@ mod schema;
 pub use compiler::{Compiler, Vocabulary};
 pub use limits::Limits;
 pub use piece::Piece;
+pub use schema::check as check_schema;
 
 /// Why there is no grammar of a piece.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -82,6 +82,11 @@ const ENUM_MAX: usize = 2_000;
 /// Counts and lengths beyond it cost too much to enforce.
 const COUNT_MAX: u64 = 100_000;
 
+/// Refuses what would not be enforced; `lenient`: only what is no schema.
+pub fn check(schema: &Value, lenient: bool, limits: &Limits) -> Result<(), Refused> {
+    prepare(schema, lenient, limits).map(drop)
+}
+
 /// The schema as it is compiled: with our way to write JSON, and without what is only an annotation.
 pub(crate) fn prepare(schema: &Value, lenient: bool, limits: &Limits) -> Result<Value, Refused> {
     let mut schema = schema.clone();

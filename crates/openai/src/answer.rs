@@ -2,6 +2,8 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::message::ToolCall;
+
 /// The outside of an answer or a chunk; `C` is a choice of its kind.
 #[derive(Debug, Clone, Serialize)]
 pub struct Answer<'a, C> {
@@ -29,12 +31,19 @@ pub struct Usage {
     pub completion_tokens: usize,
     pub total_tokens: usize,
     pub prompt_tokens_details: PromptTokensDetails,
+    pub completion_tokens_details: CompletionTokensDetails,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct PromptTokensDetails {
     /// Prompt tokens that were not computed again.
     pub cached_tokens: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct CompletionTokensDetails {
+    /// Tokens of reasoning that was told apart.
+    pub reasoning_tokens: usize,
 }
 
 /// What ended an answer, where `finish_reason` is `stop`.
@@ -62,6 +71,29 @@ pub struct ChatMessage {
     pub role: &'static str,
     pub content: Option<String>,
     pub refusal: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<ToolCall>,
+}
+
+/// A piece of a call in a chunk.
+#[derive(Debug, Clone, Serialize)]
+pub struct CallChunk {
+    pub index: usize,
+    /// With the type and the name: in the call's first piece.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub r#type: Option<&'static str>,
+    pub function: FunctionChunk,
+}
+
+#[derive(Debug, Clone, Serialize)]
+pub struct FunctionChunk {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    pub arguments: String,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -82,7 +114,11 @@ pub struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning_content: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub tool_calls: Vec<CallChunk>,
 }
 
 #[derive(Debug, Clone, Default, Serialize)]

@@ -18,8 +18,9 @@ mod tools;
 mod unserved;
 
 pub use answer::{
-    Answer, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
-    CompletionLogprobs, PromptTokensDetails, StopReason, TokenLogprob, TokenMap, TopLogprob, Usage,
+    Answer, CallChunk, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
+    CompletionLogprobs, CompletionTokensDetails, FunctionChunk, PromptTokensDetails, StopReason,
+    TokenLogprob, TokenMap, TopLogprob, Usage,
 };
 pub use chat::ChatRequest;
 pub use common::{Generation, StreamOptions};

@@ -97,6 +97,9 @@ impl Answers {
                     self.usage.prompt_tokens_details.cached_tokens += cached_tokens;
                 }
                 (_, Ok(Update::Started { .. })) => {}
+                (_, Ok(Update::Reasoned { tokens })) => {
+                    self.usage.completion_tokens_details.reasoning_tokens += tokens;
+                }
                 (index, Ok(Update::Delta(delta))) => {
                     self.usage.completion_tokens += delta.tokens.len();
                     self.usage.total_tokens += delta.tokens.len();

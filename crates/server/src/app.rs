@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use dialect::Dialect;
 use engine::request::Request;
 use engine::{Busy, EngineHandle, Events, Snapshot};
 use grammar::Compiler;
@@ -46,8 +47,14 @@ pub struct Options {
     pub step_timeout: Duration,
     /// Time for the last errors to reach their clients, after the grace period or the engine's death.
     pub last_words: Duration,
-    /// What a client's schema or grammar may cost.
-    pub grammar_limits: grammar::Limits,
+    /// Of a schema, an expression or a grammar that clients ask for.
+    pub grammar_bytes_max: usize,
+    /// For compiling one.
+    pub grammar_timeout: Duration,
+    /// How the model writes tool calls: one of [`dialect::Dialect::names`]. `None`: its chat template tells.
+    pub tool_format: Option<String>,
+    /// Reasoning is told apart from the answer's text.
+    pub separate_reasoning: bool,
     /// The engine keeps a prefix cache: its series are there.
     pub prefix_cache: bool,
     pub build: Build,
@@ -67,9 +74,23 @@ impl Default for Options {
             request_timeout: None,
             step_timeout: Duration::from_secs(300),
             last_words: Duration::from_secs(2),
-            grammar_limits: grammar::Limits::default(),
+            grammar_bytes_max: 64 << 10,
+            grammar_timeout: Duration::from_secs(1),
+            tool_format: None,
+            separate_reasoning: true,
             prefix_cache: true,
             build: Build::default(),
+        }
+    }
+}
+
+impl Options {
+    /// What a client's grammar may cost.
+    pub(crate) fn grammar_limits(&self) -> grammar::Limits {
+        grammar::Limits {
+            source_bytes_max: self.grammar_bytes_max,
+            time_max: self.grammar_timeout,
+            ..grammar::Limits::default()
         }
     }
 }
@@ -169,6 +190,8 @@ struct State {
     metrics: Metrics,
     /// Of the model's tokens.
     compiler: OnceLock<Arc<Compiler>>,
+    /// How the model writes what is not plain text.
+    dialect: OnceLock<Dialect>,
     /// Unknown field names that the log has seen.
     ignored: Mutex<HashSet<String>>,
 }
@@ -188,6 +211,7 @@ impl App {
             idle: Notify::new(),
             waiting: Waiting::new(),
             compiler: OnceLock::new(),
+            dialect: OnceLock::new(),
             ignored: Mutex::default(),
         }))
     }
@@ -202,8 +226,13 @@ impl App {
         self.0.metrics.set_model(&self.0.options.build, &model);
         let masks = self.0.metrics.grammar_masks();
         let observe = move |took: Duration| masks.observe(took.as_secs_f64());
-        let compiler = constrain::compiler(&model, self.0.options.grammar_limits.clone(), observe);
-        let _ = self.0.compiler.set(Arc::new(compiler)); // only the first model counts
+        let compiler = constrain::compiler(&model, self.0.options.grammar_limits(), observe);
+        let template = model.chat_template.as_ref().map(|template| template.source());
+        let named = self.0.options.tool_format.as_deref();
+        let detected = Dialect::detect(template);
+        let dialect = named.and_then(|name| detected.with_family(name)).unwrap_or(detected);
+        tracing::info!(tool_format = dialect.family.name(), reasons = dialect.reasons, "answers are read");
+        let _ = (self.0.compiler.set(Arc::new(compiler)), self.0.dialect.set(dialect)); // only the first counts
         if self.0.model.set(model).is_err() {
             tracing::warn!("a model is served already; the second one is ignored");
         }
@@ -224,6 +253,11 @@ impl App {
     /// Of the loaded model.
     pub(crate) fn compiler(&self) -> Option<&Arc<Compiler>> {
         self.0.compiler.get()
+    }
+
+    /// Of the loaded model.
+    pub(crate) fn dialect(&self) -> Dialect {
+        self.0.dialect.get().copied().unwrap_or_else(|| Dialect::detect(None))
     }
 
     pub(crate) fn waiting(&self) -> &Waiting {

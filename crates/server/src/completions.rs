@@ -42,7 +42,7 @@ pub(crate) async fn answer(
     let param = Completion::PROMPT_PARAM;
     let (drawn, may_cut) = (Vec::new(), max_tokens_defaulted);
     let constraint = constraint(&app, &generation).await?;
-    let asked = Asked { param, prompts, drawn, logprobs, constraint, echo, may_cut, caller };
+    let asked = Asked { param, prompts, drawn, logprobs, constraint, speech: None, echo, may_cut, caller };
     let plan = Plan::new(model, &generation, asked)?;
     let format = Completion {
         names: TokenNames {

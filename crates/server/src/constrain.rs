@@ -57,7 +57,7 @@ pub(crate) async fn compile(app: &App, piece: Piece, param: String) -> Result<Co
     work.await.unwrap_or_else(|error| Err(internal(&error.to_string())))
 }
 
-fn to_error(refused: Refused, param: &str) -> Error {
+pub(crate) fn to_error(refused: Refused, param: &str) -> Error {
     let (code, param, why) = match refused {
         Refused::Schema { path, message } => (Code::InvalidSchema, format!("{param}{path}"), message),
         Refused::Grammar(why) | Refused::Time(why) if is_schema(param) => {

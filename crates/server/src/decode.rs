@@ -9,6 +9,7 @@ use openai::StopReason;
 use text::{Detokenizer, StopOutcome, StopStrings, Tokenizer};
 
 use crate::metrics::Finished;
+use crate::speech::{Speaker, Speech};
 use crate::timer::SequenceTimer;
 
 /// A token with what answers tell about it.
@@ -24,6 +25,10 @@ pub(crate) struct ScoredToken {
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Delta {
     pub(crate) text: String,
+    /// What the model thought, where that is told apart.
+    pub(crate) reasoning: String,
+    /// Calls that begin or go on.
+    pub(crate) calls: Vec<CallDelta>,
     /// With `echo`: the prompt's tokens.
     pub(crate) prompt: Vec<ScoredToken>,
     /// Generated tokens, EOS and stop ids included.
@@ -32,15 +37,30 @@ pub(crate) struct Delta {
     pub(crate) finish: Option<Finish>,
 }
 
+/// A piece of a call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CallDelta {
+    /// Among the calls of the choice.
+    pub(crate) index: usize,
+    /// Id and name, in its first piece.
+    pub(crate) opened: Option<(String, String)>,
+    /// Pieces of one JSON text.
+    pub(crate) arguments: String,
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Finish {
     pub(crate) reason: FinishReason,
     pub(crate) stop: Option<StopReason>,
+    /// It ended with a call.
+    pub(crate) called: bool,
 }
 
 impl Finish {
+    /// An answer that was cut is told so even if it has calls: the last may lack its end.
     pub(crate) fn as_str(&self) -> &'static str {
         match self.reason {
+            FinishReason::Stop if self.called => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         }
@@ -50,17 +70,37 @@ impl Finish {
 impl Delta {
     pub(crate) fn join(&mut self, next: Self) {
         self.text.push_str(&next.text);
+        self.reasoning.push_str(&next.reasoning);
+        next.calls.into_iter().for_each(|call| self.join_call(call));
         self.prompt.extend(next.prompt);
         self.tokens.extend(next.tokens);
         self.finish = next.finish.or(self.finish.take());
+    }
+
+    fn join_call(&mut self, next: CallDelta) {
+        match self.calls.last_mut().filter(|last| last.index == next.index) {
+            Some(last) => last.arguments.push_str(&next.arguments),
+            None => self.calls.push(next),
+        }
+    }
+
+    /// Has something for the client to see.
+    fn is_told(&self) -> bool {
+        !(self.text.is_empty() && self.reasoning.is_empty() && self.calls.is_empty())
     }
 }
 
 /// What a choice tells.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Update {
-    Started { cached_tokens: usize },
+    Started {
+        cached_tokens: usize,
+    },
     Delta(Delta),
+    /// Of the tokens told, so many were reasoning; before the last piece.
+    Reasoned {
+        tokens: usize,
+    },
 }
 
 /// Why a choice ended without being complete.
@@ -86,6 +126,8 @@ pub(crate) struct DecodeOptions {
     pub(crate) min_tokens: usize,
     /// The prompt stands before the answer.
     pub(crate) echo: Option<Arc<Vec<u32>>>,
+    /// Reasoning and calls are told apart from the text.
+    pub(crate) speech: Option<Arc<Speech>>,
 }
 
 /// Turns tokens into text, pure and step by step.
@@ -93,6 +135,9 @@ struct Decoder {
     options: DecodeOptions,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    speaker: Option<Speaker>,
+    /// Tokens that were drawn before the reasoning ended, with that one.
+    n_reasoning: usize,
     /// Code points decoded so far, those held back included.
     n_chars: usize,
     n_tokens: usize,
@@ -104,8 +149,11 @@ struct Decoder {
 impl Decoder {
     fn new(options: DecodeOptions) -> Self {
         let tokenizer = options.tokenizer.clone();
+        let shown = options.speech.as_ref().map(|speech| speech.shown.clone()).unwrap_or_default();
         Self {
-            detokenizer: Detokenizer::new(tokenizer, options.skip_special_tokens),
+            detokenizer: Detokenizer::new(tokenizer, options.skip_special_tokens).showing(shown),
+            speaker: options.speech.as_deref().map(Speaker::new),
+            n_reasoning: 0,
             stops: StopStrings::new(options.stop.clone(), options.include_stop),
             options,
             n_chars: 0,
@@ -131,6 +179,9 @@ impl Decoder {
     fn token(&mut self, token: Token) {
         let Token { id, logprobs } = token;
         self.n_tokens += 1;
+        if self.speaker.as_ref().is_some_and(Speaker::is_reasoning) {
+            self.n_reasoning += 1;
+        }
         self.pending.tokens.push(ScoredToken { id, text_offset: self.n_chars, logprobs });
         let eos = self.options.eos_ids.contains(&id);
         if eos || self.options.stop_token_ids.contains(&id) {
@@ -147,17 +198,23 @@ impl Decoder {
     fn text(&mut self, text: &str) {
         self.n_chars += text.chars().count();
         if self.n_tokens <= self.options.min_tokens {
-            self.pending.text.push_str(text);
-            return;
+            return self.say(text);
         }
         let outcome = self.stops.push(text);
         self.searched(outcome);
     }
 
     fn searched(&mut self, outcome: StopOutcome) {
-        self.pending.text.push_str(&outcome.text);
+        self.say(&outcome.text);
         if let Some(stop) = outcome.matched.and_then(|stop| self.options.stop.get(stop)) {
             self.stopped = Some(Some(StopReason::Text(stop.clone())));
+        }
+    }
+
+    fn say(&mut self, text: &str) {
+        match &mut self.speaker {
+            Some(speaker) => speaker.say(text, &mut self.pending),
+            None => self.pending.text.push_str(text),
         }
     }
 
@@ -167,8 +224,7 @@ impl Decoder {
 
     /// What can be told now.
     fn take(&mut self) -> Option<Delta> {
-        let told = !self.pending.text.is_empty();
-        told.then(|| std::mem::take(&mut self.pending))
+        self.pending.is_told().then(|| std::mem::take(&mut self.pending))
     }
 
     /// The last pieces. Nothing may come after a stop string, so nothing held back is released.
@@ -181,10 +237,14 @@ impl Decoder {
             let outcome = self.stops.finish();
             self.searched(outcome);
         }
+        let mut called = false;
+        if let Some(speaker) = &mut self.speaker {
+            called = speaker.finish(&mut self.pending);
+        }
         let last = self.take();
         let reason = if self.stopped.is_some() { FinishReason::Stop } else { reason };
         let mut finish = std::mem::take(&mut self.pending);
-        finish.finish = Some(Finish { reason, stop: self.stopped.take().flatten() });
+        finish.finish = Some(Finish { reason, stop: self.stopped.take().flatten(), called });
         (last, finish)
     }
 }
@@ -267,11 +327,14 @@ impl Choice {
     fn finish(&mut self, reason: FinishReason) {
         self.echo();
         let (last, finish) = self.decoder.end(reason);
-        self.timer.finish(match finish.finish.as_ref().map(|finish| finish.reason) {
-            Some(FinishReason::Stop) => Finished::Stop,
+        self.timer.finish(match finish.finish.as_ref().map(Finish::as_str) {
+            Some("stop") => Finished::Stop,
+            Some("tool_calls") => Finished::ToolCalls,
             _ => Finished::Length,
         });
         self.ready.extend(last.map(Update::Delta));
+        let tokens = self.decoder.n_reasoning;
+        self.ready.extend((tokens > 0).then_some(Update::Reasoned { tokens }));
         self.ready.push_back(Update::Delta(finish));
         self.events = None;
     }

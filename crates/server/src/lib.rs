@@ -11,6 +11,7 @@ mod chat;
 mod completions;
 mod connection;
 mod constrain;
+mod conversation;
 mod decode;
 mod engine_series;
 mod envelope;
@@ -20,6 +21,7 @@ mod metrics;
 mod plan;
 mod routes;
 mod serve;
+mod speech;
 mod sse;
 mod timer;
 mod tokenize;
@@ -29,3 +31,8 @@ mod watchdog;
 pub use app::{App, Build, Defaults, Engine, KvCacheInfo, Options, ServedModel};
 pub use serve::run;
 pub use watchdog::EngineFault;
+
+/// What [`Options::tool_format`] may be.
+pub fn tool_formats() -> impl Iterator<Item = &'static str> {
+    dialect::Dialect::names()
+}

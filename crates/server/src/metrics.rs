@@ -33,17 +33,19 @@ const CHOICES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0];
 pub(crate) enum Finished {
     Stop,
     Length,
+    ToolCalls,
     Abort,
     Error,
 }
 
 impl Finished {
-    const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Abort, Self::Error];
+    const ALL: [Self; 5] = [Self::Stop, Self::Length, Self::ToolCalls, Self::Abort, Self::Error];
 
     fn label(self) -> &'static str {
         match self {
             Self::Stop => "stop",
             Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
             Self::Abort => "abort",
             Self::Error => "error",
         }

@@ -11,6 +11,7 @@ use openai::{Error, Generation};
 use crate::app::ServedModel;
 use crate::auth::Caller;
 use crate::decode::DecodeOptions;
+use crate::speech::Speech;
 
 /// A `logit_bias` that bans a token.
 const BAN: f32 = -100.0;
@@ -39,6 +40,7 @@ pub(crate) struct Asked {
     pub(crate) drawn: Vec<Range<usize>>,
     pub(crate) logprobs: Option<usize>,
     pub(crate) constraint: Option<Constraint>,
+    pub(crate) speech: Option<Arc<Speech>>,
     pub(crate) echo: bool,
     /// `max_tokens` may be cut to what is left of the context.
     pub(crate) may_cut: bool,
@@ -63,6 +65,7 @@ impl Plan {
             include_stop: generation.include_stop_str_in_output,
             min_tokens: generation.min_tokens,
             echo: None,
+            speech: asked.speech.clone(),
         };
         check_prompts(model, &asked)?;
         let template = Request {

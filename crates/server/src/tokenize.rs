@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
+use dialect::Dialect;
 use openai::{
     Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput,
     TokenizeRequest, Tool, ToolChoice, Tools,
@@ -42,6 +43,7 @@ pub(crate) fn encode_text(
 /// refused at little cost.
 pub(crate) fn encode_chat(
     model: &ServedModel,
+    dialect: Dialect,
     messages: &[Message],
     tools: &Tools,
     add_generation_prompt: bool,
@@ -50,9 +52,12 @@ pub(crate) fn encode_chat(
 ) -> Result<EncodedChat, Error> {
     let template = model.chat_template.as_ref().ok_or_else(no_template)?;
     let messages: Result<Vec<Value>, _> = messages.iter().map(serde_json::to_value).collect();
-    let messages = messages.map_err(|error| internal(&error.to_string()))?;
+    let mut messages = messages.map_err(|error| internal(&error.to_string()))?;
     let shown: Vec<Value> = tools.list.iter().map(Tool::to_value).collect();
-    let tools = (tools.choice != ToolChoice::None).then_some(shown.as_slice());
+    let mut tools = (tools.choice != ToolChoice::None).then_some(shown.as_slice());
+    if !dialect.shows_tools {
+        dialect::teach(&mut messages, tools.take().unwrap_or_default());
+    }
     let input = ChatInput { messages: &messages, tools, add_generation_prompt, kwargs };
     let encoded = text::encode_chat_within(&model.tokenizer, template, &input, tokens_max);
     encoded.map_err(|error| match error {
@@ -87,17 +92,30 @@ pub(crate) async fn tokenize(
     app.served_name(parsed.request.model.as_deref())?;
     let answer = off_thread(body.len(), move || {
         let model = app.model().ok_or_else(|| internal("the model is gone"))?;
-        tokenize_with(model, &parsed.request)
+        tokenize_with(model, app.dialect(), &parsed.request)
     });
     Ok(Json(answer.await?))
 }
 
-fn tokenize_with(model: &ServedModel, request: &TokenizeRequest) -> Result<TokenizeAnswer, Error> {
+fn tokenize_with(
+    model: &ServedModel,
+    dialect: Dialect,
+    request: &TokenizeRequest,
+) -> Result<TokenizeAnswer, Error> {
     let special = request.add_special_tokens;
     let tokens = match &request.input {
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
         TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs, tools } => {
-            encode_chat(model, messages, tools, *add_generation_prompt, chat_template_kwargs, usize::MAX)?.ids
+            encode_chat(
+                model,
+                dialect,
+                messages,
+                tools,
+                *add_generation_prompt,
+                chat_template_kwargs,
+                usize::MAX,
+            )?
+            .ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);

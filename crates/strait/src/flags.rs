@@ -66,6 +66,19 @@ pub(crate) struct ServerFlags {
     /// Name that clients ask for; may be repeated [default: the directory's name]
     #[arg(long, env = "STRAIT_SERVED_MODEL_NAME", value_name = "NAME", value_delimiter = ',')]
     pub served_model_name: Vec<String>,
+    /// How the model writes tool calls: deepseek-v3, deepseek-v3.1, deepseek-v3.2, kimi-k2, glm or hermes [default: as its
+    /// chat template does]
+    #[arg(long, env = "STRAIT_TOOL_FORMAT", value_name = "NAME")]
+    pub tool_format: Option<String>,
+    /// Leave `<think>` … `</think>` in the answer's text
+    #[arg(long, env = "STRAIT_NO_SEPARATE_REASONING", value_parser = BoolishValueParser::new())]
+    pub no_separate_reasoning: bool,
+    /// Largest JSON schema, expression or grammar that a request may ask for [default: 64KiB]
+    #[arg(long, env = "STRAIT_MAX_GRAMMAR_SIZE", value_name = "SIZE")]
+    pub max_grammar_size: Option<String>,
+    /// Seconds that compiling one may take [default: 1]
+    #[arg(long, env = "STRAIT_GRAMMAR_TIMEOUT", value_name = "SECONDS")]
+    pub grammar_timeout: Option<f64>,
     /// Key that clients must send; may be repeated. In the environment it is not seen by `ps`
     #[arg(long, env = "STRAIT_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
     pub api_key: Vec<String>,

@@ -51,6 +51,11 @@ pub(crate) struct ServerSettings {
     pub names: Vec<String>,
     pub api_keys: Vec<String>,
     pub cors_origins: Vec<String>,
+    /// `None`: as the chat template does.
+    pub tool_format: Option<String>,
+    pub separate_reasoning: bool,
+    pub grammar_bytes_max: usize,
+    pub grammar_timeout: Duration,
     pub max_waiting: usize,
     pub max_waiting_tokens: usize,
     pub prefix_cache: bool,
@@ -142,6 +147,11 @@ impl ServerSettings {
         });
         let api_keys = wrong.note("api-key", api_keys);
         let cors_origins = wrong.note("cors-origin", filled(&flags.cors_origin));
+        let tool_format = wrong.note("tool-format", tool_format(flags.tool_format.as_deref()));
+        let grammar = size::parse(flags.max_grammar_size.as_deref().unwrap_or("64KiB"));
+        let grammar = wrong
+            .note("max-grammar-size", grammar.and_then(|n| within(Some(n as usize), 0, 1 << 10, 1 << 26)));
+        let grammar_timeout = wrong.note("grammar-timeout", seconds(flags.grammar_timeout, 1.0));
         let max_waiting = wrong.note("max-queue", within(flags.max_queue, 1024, 1, 1 << 20));
         let max_waiting_tokens = wrong.note("max-queue-tokens", optional(flags.max_queue_tokens, 1, 1 << 40));
         let body = size::parse(flags.max_body_size.as_deref().unwrap_or("16MiB"));
@@ -163,6 +173,10 @@ impl ServerSettings {
                 names: names?,
                 api_keys: api_keys?,
                 cors_origins: cors_origins?,
+                tool_format: tool_format?,
+                separate_reasoning: !flags.no_separate_reasoning,
+                grammar_bytes_max: grammar?,
+                grammar_timeout: grammar_timeout?,
                 max_waiting: max_waiting?,
                 max_waiting_tokens: max_waiting_tokens?.unwrap_or(usize::MAX),
                 prefix_cache: !flags.no_prefix_cache,
@@ -185,6 +199,14 @@ impl ServerSettings {
         let mut wrong = Wrong::default();
         let n = wrong.note("max-num-seqs", within(flags.max_num_seqs, 64, 1, 1 << 12));
         wrong.none_or(n)
+    }
+}
+
+fn tool_format(name: Option<&str>) -> Result<Option<String>, String> {
+    let known: Vec<&str> = server::tool_formats().collect();
+    match name {
+        Some(name) if !known.contains(&name) => Err(format!("`{name}` is none of {}", known.join(", "))),
+        name => Ok(name.map(str::to_owned)),
     }
 }
 

@@ -6,6 +6,8 @@ use crate::Tokenizer;
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special: bool,
+    /// Special tokens that are not skipped.
+    shown: Arc<[u32]>,
     decoder: Utf8Decoder,
 }
 
@@ -13,13 +15,18 @@ impl Detokenizer {
     /// With `skip_special`, special tokens decode to nothing.
     pub fn new(tokenizer: Arc<Tokenizer>, skip_special: bool) -> Self {
         let decoder = Utf8Decoder::new(tokenizer.strips_first_space());
-        Self { tokenizer, skip_special, decoder }
+        Self { tokenizer, skip_special, shown: Arc::default(), decoder }
+    }
+
+    /// Does not skip these.
+    pub fn showing(self, shown: Arc<[u32]>) -> Self {
+        Self { shown, ..self }
     }
 
     /// The text that became certain with this token; perhaps none.
     pub fn push(&mut self, id: u32) -> String {
         let mut text = String::new();
-        if !(self.skip_special && self.tokenizer.is_special(id)) {
+        if !(self.skip_special && self.tokenizer.is_special(id)) || self.shown.contains(&id) {
             self.decoder.push(self.tokenizer.bytes(id), &mut text);
         }
         text

@@ -72,6 +72,11 @@ impl ChatTemplate {
         Self::from_named(&named, &special_tokens).map(Some)
     }
 
+    /// The template's own text, all of it.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     fn from_named(named: &[(String, String)], special_tokens: &SpecialTokens) -> Result<Self, TextError> {
         let mut environment = environment();
         for (name, source) in named {

@@ -96,7 +96,7 @@ impl Tools {
             }
             Some(choice) => choice,
         };
-        Ok(Self { list, choice, parallel })
+        Ok(Self { parallel: parallel || list.is_empty(), list, choice })
     }
 }
 

@@ -69,6 +69,7 @@ fn every_served_field_arrives() {
         return_tokens_as_token_ids: true,
         priority: i32::MIN,
         cache_salt: Some("é".into()),
+        constrained: None,
     };
     assert_eq!(request.generation, expected);
     assert_eq!((request.logprobs, request.echo), (Some(20), true));

@@ -278,7 +278,8 @@ impl Engine for SharedScript {
         self.0.requests.lock().unwrap().push(request.clone());
         let choice = |_| {
             let (this, request) = (self.0.clone(), request.clone());
-            let (script, events) = script(&request, &model_limits());
+            let limits = engine::runner::Limits { context_len: 4_000, ..model_limits() };
+            let (script, events) = script(&request, &limits);
             std::thread::spawn(move || (this.play)(request, script));
             events
         };

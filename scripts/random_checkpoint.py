@@ -8,7 +8,7 @@ safetensors, bf16), so that speed and memory are what they would be. Needs numpy
     cargo run --release -- bench --model /tmp/random-0.7b
 
 The tokenizer of the demo model is copied beside the weights, so that the directory can be served;
-ids beyond it are padding, as in published checkpoints.
+ids beyond it are padding, as in published checkpoints, or with --words tokens of made-up words.
 """
 
 import argparse
@@ -118,6 +118,26 @@ def write(path, shapes, seed):
     return offset // 2
 
 
+def add_words(path, n, seed):
+    """Fills the vocabulary up to n tokens with words that the model may draw: no text becomes one."""
+    tokenizer = json.loads(path.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("etaoinshrdlucmfywgpbvk"))
+    signs = [" ", "", "", "", '"', '",', '":', "0", "17", ".", "(", "\u00c4"]
+    first = 1 + max([*vocab.values(), *(token["id"] for token in tokenizer["added_tokens"])])
+    known = set(vocab)
+    while first < n:
+        word = "".join(rng.choice(letters, rng.integers(2, 9)))
+        # A space is written as \u0120 in vocabularies of bytes.
+        word = str(rng.choice(signs)).replace(" ", "\u0120") + (word if rng.random() < 0.8 else word.capitalize())
+        if word not in known:
+            known.add(word)
+            vocab[word] = first
+            first += 1
+    path.write_text(json.dumps(tokenizer, ensure_ascii=False))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("directory", type=pathlib.Path)
@@ -132,6 +152,7 @@ def main():
         ("vocab", 32000),
         ("context", 16384),
         ("seed", 1),
+        ("words", 0),
     ]:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     args = parser.parse_args()
@@ -142,6 +163,8 @@ def main():
     for name in ["tokenizer.json", "tokenizer_config.json"]:
         if (demo / name).is_file():
             shutil.copy(demo / name, args.directory / name)
+    if args.words:
+        add_words(args.directory / "tokenizer.json", args.words, args.seed)
     n = write(args.directory / "model.safetensors", list(tensors(c)), args.seed)
     print(f"{args.directory}: {n / 1e9:.2f} B parameters, {2 * n / 1e9:.2f} GB")
 

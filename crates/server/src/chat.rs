@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::auth::Caller;
 use crate::body;
 use crate::conversation;
-use crate::decode::{CallDelta, Delta};
+use crate::decode::{Delta, Said};
 use crate::errors::ApiError;
 use crate::logprobs::TokenNames;
 
@@ -37,7 +37,6 @@ pub(crate) async fn answer(
             as_ids: generation.return_tokens_as_token_ids,
         },
         logprobs: request.logprobs.is_some(),
-        include_reasoning: request.include_reasoning,
         prompt_token_ids: generation.return_token_ids.then(|| plan.prompts[0].to_vec()),
     };
     let header = Header::new::<Chat>(name, model.fingerprint.clone());
@@ -49,7 +48,6 @@ pub(crate) async fn answer(
 struct Chat {
     names: TokenNames,
     logprobs: bool,
-    include_reasoning: bool,
     prompt_token_ids: Option<Vec<u32>>,
 }
 
@@ -59,8 +57,21 @@ impl Chat {
         wanted.then(|| delta.tokens.iter().map(|token| token.id).collect())
     }
 
-    fn reasoning(&self, reasoning: String) -> Option<String> {
-        Some(reasoning).filter(|text| self.include_reasoning && !text.is_empty())
+    fn delta(said: Vec<Said>) -> ChatDelta {
+        let mut delta = ChatDelta::default();
+        for said in said {
+            match said {
+                Said::Text(text) => delta.content.get_or_insert_default().push_str(&text),
+                Said::Reasoning(text) => delta.reasoning_content.get_or_insert_default().push_str(&text),
+                Said::Call { index, opened, arguments } => {
+                    let (id, name) = opened.unzip();
+                    let r#type = id.is_some().then_some("function");
+                    let function = FunctionChunk { name, arguments };
+                    delta.tool_calls.push(CallChunk { index, id, r#type, function });
+                }
+            }
+        }
+        delta
     }
 }
 
@@ -95,29 +106,27 @@ impl Format for Chat {
             logprobs: scored.then(|| self.names.chat(&delta.tokens)),
             token_ids: self.token_ids(&delta),
             finish_reason: delta.finish.as_ref().map(|finish| finish.as_str()),
-            delta: ChatDelta {
-                role: None,
-                reasoning_content: self.reasoning(delta.reasoning),
-                content: Some(delta.text).filter(|text| !text.is_empty()),
-                tool_calls: delta.calls.into_iter().map(call_chunk).collect(),
-            },
             stop_reason: delta.finish.map(|finish| finish.stop),
+            delta: Self::delta(delta.said),
         }
     }
 
     fn whole(&self, index: usize, choice: Delta) -> ChatChoice {
-        // Beside a call or reasoning, no text is none; else it is an empty one.
-        let is_none = choice.text.is_empty() && !(choice.calls.is_empty() && choice.reasoning.is_empty());
+        let logprobs = self.logprobs.then(|| self.names.chat(&choice.tokens));
+        let token_ids = self.token_ids(&choice);
+        let nothing_else = !choice.said.iter().any(|said| !matches!(said, Said::Text(_)));
+        let ChatDelta { reasoning_content, content, tool_calls, .. } = Self::delta(choice.said);
         ChatChoice {
             index,
-            logprobs: self.logprobs.then(|| self.names.chat(&choice.tokens)),
-            token_ids: self.token_ids(&choice),
+            logprobs,
+            token_ids,
             message: ChatMessage {
                 role: "assistant",
-                content: Some(choice.text).filter(|_| !is_none),
+                // Beside a call or reasoning, no text is none; else it is an empty one.
+                content: content.or_else(|| nothing_else.then(String::new)),
                 refusal: None,
-                reasoning_content: self.reasoning(choice.reasoning),
-                tool_calls: choice.calls.into_iter().map(whole_call).collect(),
+                reasoning_content,
+                tool_calls: tool_calls.into_iter().map(whole_call).collect(),
             },
             finish_reason: choice.finish.as_ref().map(|finish| finish.as_str()),
             stop_reason: choice.finish.and_then(|finish| finish.stop),
@@ -129,17 +138,8 @@ impl Format for Chat {
     }
 }
 
-fn call_chunk(call: CallDelta) -> CallChunk {
-    let (id, name) = call.opened.unzip();
-    CallChunk {
-        index: call.index,
-        r#type: id.is_some().then_some("function"),
-        id,
-        function: FunctionChunk { name, arguments: call.arguments },
-    }
-}
-
-fn whole_call(call: CallDelta) -> ToolCall {
-    let (id, name) = call.opened.unwrap_or_default();
-    ToolCall { id, r#type: "function", function: CalledFunction { name, arguments: call.arguments } }
+fn whole_call(call: CallChunk) -> ToolCall {
+    let FunctionChunk { name, arguments } = call.function;
+    let (id, name) = (call.id.unwrap_or_default(), name.unwrap_or_default());
+    ToolCall { id, r#type: "function", function: CalledFunction { name, arguments } }
 }

@@ -124,7 +124,7 @@ impl Format for Completion {
             logprobs: self.logprobs.then(|| self.names.completion(tokens())),
             prompt_token_ids: self.return_token_ids.then(prompt),
             token_ids: self.return_token_ids.then(ids),
-            text: choice.text,
+            text: choice.text(),
             finish_reason: choice.finish.as_ref().map(|finish| finish.as_str()),
             stop_reason: choice.finish.and_then(|finish| finish.stop),
         }

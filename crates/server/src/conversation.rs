@@ -38,7 +38,7 @@ pub(crate) async fn plan(
     let constraint = constraint(app, dialect, opening, &request).await?;
     let tools = if request.tools.choice == ToolChoice::None { Vec::new() } else { tools(&request.tools) };
     let separate = app.options().separate_reasoning;
-    let speech = Speech::new(dialect, opening, tools, separate, &model.tokenizer);
+    let speech = Speech::new(dialect, opening, tools, separate, request.include_reasoning, &model.tokenizer);
     let asked = Asked {
         param,
         prompts: vec![prompt.ids],

@@ -24,11 +24,8 @@ pub(crate) struct ScoredToken {
 /// A piece of a choice. Its pieces, [joined](Delta::join), are the whole choice.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Delta {
-    pub(crate) text: String,
-    /// What the model thought, where that is told apart.
-    pub(crate) reasoning: String,
-    /// Calls that begin or go on.
-    pub(crate) calls: Vec<CallDelta>,
+    /// What the model says, in order; no piece is empty but a call without arguments.
+    pub(crate) said: Vec<Said>,
     /// With `echo`: the prompt's tokens.
     pub(crate) prompt: Vec<ScoredToken>,
     /// Generated tokens, EOS and stop ids included.
@@ -37,15 +34,20 @@ pub(crate) struct Delta {
     pub(crate) finish: Option<Finish>,
 }
 
-/// A piece of a call.
+/// A piece of what a model says.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct CallDelta {
-    /// Among the calls of the choice.
-    pub(crate) index: usize,
-    /// Id and name, in its first piece.
-    pub(crate) opened: Option<(String, String)>,
-    /// Pieces of one JSON text.
-    pub(crate) arguments: String,
+pub(crate) enum Said {
+    Text(String),
+    /// Where it is told apart.
+    Reasoning(String),
+    /// A call, or more of its arguments: pieces of one JSON text.
+    Call {
+        /// Among the calls of the choice.
+        index: usize,
+        /// Id and name, in its first piece.
+        opened: Option<(String, String)>,
+        arguments: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -69,24 +71,32 @@ impl Finish {
 
 impl Delta {
     pub(crate) fn join(&mut self, next: Self) {
-        self.text.push_str(&next.text);
-        self.reasoning.push_str(&next.reasoning);
-        next.calls.into_iter().for_each(|call| self.join_call(call));
+        next.said.into_iter().for_each(|said| self.say(said));
         self.prompt.extend(next.prompt);
         self.tokens.extend(next.tokens);
         self.finish = next.finish.or(self.finish.take());
     }
 
-    fn join_call(&mut self, next: CallDelta) {
-        match self.calls.last_mut().filter(|last| last.index == next.index) {
-            Some(last) => last.arguments.push_str(&next.arguments),
-            None => self.calls.push(next),
+    /// Adds a piece, to the last one if it goes on with that.
+    pub(crate) fn say(&mut self, said: Said) {
+        match (self.said.last_mut(), &said) {
+            (_, Said::Text(text) | Said::Reasoning(text)) if text.is_empty() => {}
+            (Some(Said::Text(last)), Said::Text(text))
+            | (Some(Said::Reasoning(last)), Said::Reasoning(text)) => last.push_str(text),
+            (
+                Some(Said::Call { index: last, arguments, .. }),
+                Said::Call { index, opened: None, arguments: more },
+            ) if last == index => {
+                arguments.push_str(more);
+            }
+            _ => self.said.push(said),
         }
     }
 
-    /// Has something for the client to see.
-    fn is_told(&self) -> bool {
-        !(self.text.is_empty() && self.reasoning.is_empty() && self.calls.is_empty())
+    /// The text alone, without reasoning and calls.
+    pub(crate) fn text(&self) -> String {
+        let text = |said: &Said| if let Said::Text(text) = said { Some(text.clone()) } else { None };
+        self.said.iter().filter_map(text).collect()
     }
 }
 
@@ -172,7 +182,7 @@ impl Decoder {
             self.pending.prompt.push(ScoredToken { id, text_offset: self.n_chars, logprobs });
             let text = self.detokenizer.push(id);
             self.n_chars += text.chars().count();
-            self.pending.text.push_str(&text);
+            self.pending.say(Said::Text(text));
         }
     }
 
@@ -214,7 +224,7 @@ impl Decoder {
     fn say(&mut self, text: &str) {
         match &mut self.speaker {
             Some(speaker) => speaker.say(text, &mut self.pending),
-            None => self.pending.text.push_str(text),
+            None => self.pending.say(Said::Text(text.to_owned())),
         }
     }
 
@@ -224,7 +234,7 @@ impl Decoder {
 
     /// What can be told now.
     fn take(&mut self) -> Option<Delta> {
-        self.pending.is_told().then(|| std::mem::take(&mut self.pending))
+        (!self.pending.said.is_empty()).then(|| std::mem::take(&mut self.pending))
     }
 
     /// The last pieces. Nothing may come after a stop string, so nothing held back is released.

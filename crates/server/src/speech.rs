@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dialect::{Dialect, Opening, Parser, Part};
 use text::Tokenizer;
 
-use crate::decode::{CallDelta, Delta};
+use crate::decode::{Delta, Said};
 
 /// How the answers to one request are read.
 pub(crate) struct Speech {
@@ -13,6 +13,8 @@ pub(crate) struct Speech {
     opening: Opening,
     tools: Vec<dialect::Tool>,
     separate_reasoning: bool,
+    /// What is told apart is told.
+    tell_reasoning: bool,
     /// Tokens that must be seen in the text, special or not.
     pub(crate) shown: Arc<[u32]>,
 }
@@ -23,25 +25,28 @@ impl Speech {
         opening: Opening,
         tools: Vec<dialect::Tool>,
         separate_reasoning: bool,
+        tell_reasoning: bool,
         tokenizer: &Tokenizer,
     ) -> Self {
         let thinking: &[&str] = &["<think>", "</think>"];
         let of_use = |tag: &&str| if thinking.contains(tag) { separate_reasoning } else { !tools.is_empty() };
         let shown = dialect.tags().filter(of_use).filter_map(|tag| tokenizer.token_id(tag)).collect();
-        Self { dialect, opening, tools, separate_reasoning, shown }
+        Self { dialect, opening, tools, separate_reasoning, tell_reasoning, shown }
     }
 }
 
 /// Reads one answer.
 pub(crate) struct Speaker {
     parser: Parser,
+    tell_reasoning: bool,
     n_calls: usize,
 }
 
 impl Speaker {
     pub(crate) fn new(speech: &Speech) -> Self {
         let Speech { dialect, opening, tools, separate_reasoning, .. } = speech;
-        Self { parser: Parser::new(*dialect, *opening, tools.clone(), *separate_reasoning), n_calls: 0 }
+        let parser = Parser::new(*dialect, *opening, tools.clone(), *separate_reasoning);
+        Self { parser, tell_reasoning: speech.tell_reasoning, n_calls: 0 }
     }
 
     pub(crate) fn is_reasoning(&self) -> bool {
@@ -63,24 +68,19 @@ impl Speaker {
 
     fn tell(&mut self, parts: Vec<Part>, delta: &mut Delta) {
         for part in parts {
-            match part {
-                Part::Reasoning(text) => delta.reasoning.push_str(&text),
-                Part::Content(text) => delta.text.push_str(&text),
+            delta.say(match part {
+                Part::Reasoning(_) if !self.tell_reasoning => continue,
+                Part::Reasoning(text) => Said::Reasoning(text),
+                Part::Content(text) => Said::Text(text),
                 Part::Call { name, id } => {
                     let id = id.unwrap_or_else(|| format!("call_{:024x}", rand::random::<u128>() >> 32));
-                    let call =
-                        CallDelta { index: self.n_calls, opened: Some((id, name)), arguments: String::new() };
-                    delta.calls.push(call);
                     self.n_calls += 1;
+                    Said::Call { index: self.n_calls - 1, opened: Some((id, name)), arguments: String::new() }
                 }
-                Part::Arguments(text) => {
-                    let index = self.n_calls.saturating_sub(1);
-                    match delta.calls.last_mut().filter(|call| call.index == index) {
-                        Some(call) => call.arguments.push_str(&text),
-                        None => delta.calls.push(CallDelta { index, opened: None, arguments: text }),
-                    }
+                Part::Arguments(arguments) => {
+                    Said::Call { index: self.n_calls.saturating_sub(1), opened: None, arguments }
                 }
-            }
+            });
         }
     }
 }

@@ -41,12 +41,14 @@ async fn series_are_there_from_the_start() {
     }
     let lines: Vec<&str> =
         reply.body.lines().filter(|l| l.starts_with("vllm:") || l.starts_with("strait:")).collect();
-    assert_eq!(lines.iter().filter(|line| line.starts_with("strait:")).count(), 5, "{lines:?}");
+    let own = lines.iter().filter(|line| line.starts_with("strait:") && !line.contains("_mask_seconds"));
+    assert_eq!(own.count(), 5, "{lines:?}");
+    assert!(reply.body.contains("# TYPE strait:grammar_mask_seconds histogram\n"));
     for line in lines {
         assert!(line.contains("model_name=\"org/fake\""), "{line}");
         assert!(line.ends_with(" 0"), "{line}");
     }
-    for reason in ["stop", "length", "abort", "error"] {
+    for reason in ["stop", "length", "tool_calls", "abort", "error"] {
         assert_eq!(
             server.metric(&format!("vllm:request_success_total{{finished_reason=\"{reason}\"")).await,
             0.0

@@ -1,9 +1,12 @@
 //! `strait bench clients`: how many tokens a second, and how soon, for one client and for many.
 
+use std::path::{Path, PathBuf};
+
 use clap::Args;
+use serde_json::Value;
 
 use super::report::{Column, Outcome, Row};
-use super::target::{Target, TargetFlags, bar};
+use super::target::{Asking, Target, TargetFlags, bar};
 use super::{CLIENTS_MAX, REQUESTS_MAX, TOKENS_MAX, within};
 use crate::failure::Failure;
 
@@ -29,6 +32,9 @@ pub(crate) struct Flags {
     /// Requests of each client
     #[arg(short, long, value_name = "N", default_value_t = 2)]
     requests: usize,
+    /// JSON schema: each load is measured again with answers that must validate, where prompts are the same
+    #[arg(long, value_name = "FILE")]
+    schema: Option<PathBuf>,
     #[command(flatten)]
     target: TargetFlags,
 }
@@ -49,11 +55,21 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     within("prompt", flags.prompt, 1, TOKENS_MAX)?;
     within("answer", flags.answer, 1, TOKENS_MAX)?;
     within("requests", flags.requests, 1, REQUESTS_MAX)?;
+    let schema = flags.schema.as_deref().map(read_schema).transpose()?;
     let target = Target::open(&flags.target)?;
     target.check_room("prompt", flags.prompt + flags.answer)?;
-    warm_up(&target, flags)?;
-    let levels = flags.clients.iter().enumerate();
-    let rows = levels.map(|(level, &n)| measure(&target, flags, level, n)).collect::<Result<_, _>>()?;
+    let plain = target.asking(flags.answer);
+    warm_up(&target, flags, &plain)?;
+    let constrained = schema.map(|schema| plain.clone().with_schema(schema));
+    constrained.iter().try_for_each(|asking| warm_up(&target, flags, asking))?;
+    let mut rows = Vec::new();
+    for (level, &n) in flags.clients.iter().enumerate() {
+        rows.push(measure(&target, flags, level, n, &plain)?);
+        if let Some(asking) = &constrained {
+            let row = measure(&target, flags, level, n, asking)?;
+            rows.push(Row { name: format!("{}, schema", row.name), ..row });
+        }
+    }
     let Flags { prompt, answer, requests, .. } = flags;
     let unit = target.unit();
     let load =
@@ -61,9 +77,15 @@ pub(crate) fn main(flags: &Flags) -> Result<(), Failure> {
     target.print("clients", load, COLUMNS, rows, None)
 }
 
+fn read_schema(file: &Path) -> Result<Value, Failure> {
+    let usage = |why: String| Failure::Usage(format!("schema: {}: {why}", file.display()));
+    let text = std::fs::read(file).map_err(|error| usage(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| usage(format!("it is not JSON: {error}")))
+}
+
 /// The first request pays for memory that is touched for the first time; it is not counted.
-fn warm_up(target: &Target, flags: &Flags) -> Result<(), Failure> {
-    let body = target.asking(flags.answer).body(&target.draw(u64::MAX).prompt(flags.prompt));
+fn warm_up(target: &Target, flags: &Flags, asking: &Asking) -> Result<(), Failure> {
+    let body = asking.body(&target.draw(u64::MAX).prompt(flags.prompt));
     let clients = target.clients(1).into_iter();
     target.together(clients.map(|mut client| {
         let body = body.clone();
@@ -72,8 +94,7 @@ fn warm_up(target: &Target, flags: &Flags) -> Result<(), Failure> {
     Ok(())
 }
 
-fn measure(target: &Target, flags: &Flags, level: usize, n: usize) -> Result<Row, Failure> {
-    let asking = target.asking(flags.answer);
+fn measure(target: &Target, flags: &Flags, level: usize, n: usize, asking: &Asking) -> Result<Row, Failure> {
     let bar = bar(n * flags.requests);
     let clients = target.clients(n).into_iter().enumerate().map(|(number, mut client)| {
         let mut draw = target.draw(((level as u64) << 32) + number as u64);

@@ -9,6 +9,7 @@ use clap::Args;
 use hyper::body::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use tokio::runtime::{Builder, Runtime};
 
 use super::client::{Address, Client};
@@ -89,6 +90,8 @@ struct Body<'a> {
     max_tokens: usize,
     temperature: f32,
     ignore_eos: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    response_format: Option<Value>,
     stream: bool,
     stream_options: StreamOptions,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -185,7 +188,8 @@ impl Target {
 
     /// Makes bodies of requests; it can go to another task.
     pub(crate) fn asking(&self, max_tokens: usize) -> Asking {
-        Asking { model: self.model.clone(), max_tokens, return_token_ids: self.kind != Kind::Words }
+        let return_token_ids = self.kind != Kind::Words;
+        Asking { model: self.model.clone(), max_tokens, return_token_ids, schema: None }
     }
 
     pub(crate) fn print(
@@ -275,17 +279,27 @@ pub(crate) struct Asking {
     model: String,
     max_tokens: usize,
     return_token_ids: bool,
+    /// What answers must validate against.
+    schema: Option<Value>,
 }
 
 impl Asking {
-    /// Streamed, greedy, and as long as was asked for whatever the model says.
+    /// The same, of answers that are JSON of this schema.
+    pub(crate) fn with_schema(self, schema: Value) -> Self {
+        Self { schema: Some(schema), ..self }
+    }
+
+    /// Streamed, greedy, and as long as was asked for whatever the model says, unless a schema lets it end.
     pub(crate) fn body(&self, prompt: &Prompt) -> Bytes {
         let body = Body {
             model: &self.model,
             prompt,
             max_tokens: self.max_tokens,
             temperature: 0.0,
-            ignore_eos: true,
+            ignore_eos: self.schema.is_none(),
+            response_format: self.schema.as_ref().map(
+                |schema| json!({"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}),
+            ),
             stream: true,
             stream_options: StreamOptions { include_usage: true },
             return_token_ids: self.return_token_ids.then_some(true),

@@ -178,6 +178,7 @@ fn bad_items() {
             UNSERVED,
             "input[0].output[0].type",
         ),
+        (r#"[{"type":"reasoning","summary":[]}]"#, VALUE, "input"),
         (r#"[{"type":"reasoning","content":"a"}]"#, TYPE, "input[0].content"),
         (r#"[{"type":"reasoning","content":[{"type":"text"}]}]"#, UNSERVED, "input[0].content[0].type"),
         (

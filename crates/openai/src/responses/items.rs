@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 use crate::fields::{Fields, missing, not_one_of, unserved, wrong_type};
 use crate::message::{Message, Role, ToolCall, check_count};
 
@@ -21,6 +21,10 @@ pub(super) fn take_messages(fields: &mut Fields, instructions: Option<String>) -
             }
         }
         Some(other) => return Err(wrong_type("input", &other, "a string or an array of items")),
+    }
+    if turns.0.is_empty() {
+        let message = "`input` says nothing: its items are empty. Give at least one message.";
+        return Err(Error::value("input", message));
     }
     Ok(turns.into_messages())
 }
@@ -88,7 +92,7 @@ impl Turns {
                 Ok(())
             }
             (None, Some(sealed)) if !sealed.is_empty() => Err(Error::at(
-                crate::Code::UnsupportedParameter,
+                Code::UnsupportedParameter,
                 &path,
                 format!(
                     "`{path}` cannot be read here. Send the reasoning's `content`, or leave the item out."

@@ -132,33 +132,33 @@ fn take_logit_bias(fields: &mut Fields, vocab_size: usize) -> Result<Vec<(u32, f
 }
 
 fn take_stop(fields: &mut Fields) -> Result<Vec<String>> {
-    let stops = match fields.take("stop") {
-        None => return Ok(Vec::new()),
-        Some(Value::String(text)) => vec![("stop".to_owned(), text)],
-        Some(Value::Array(list)) => {
-            let text = |(i, item)| {
-                let path = format!("stop[{i}]");
-                to_string(&path, item).map(|text| (path, text))
-            };
-            list.into_iter().enumerate().map(text).collect::<Result<_>>()?
-        }
-        Some(other) => return Err(wrong_type("stop", &other, "a string or an array of strings")),
+    match fields.take("stop") {
+        None => Ok(Vec::new()),
+        Some(Value::String(text)) => check_stop("stop", &text).map(|()| vec![text]),
+        Some(Value::Array(list)) => to_stops("stop", list),
+        Some(other) => Err(wrong_type("stop", &other, "a string or an array of strings")),
+    }
+}
+
+pub(crate) fn to_stops(path: &str, list: Vec<Value>) -> Result<Vec<String>> {
+    if list.len() > STOPS_MAX {
+        let message = format!("`{path}` has {} strings; at most {STOPS_MAX} are allowed.", list.len());
+        return Err(Error::value(path, message));
+    }
+    let text = |(i, item)| {
+        let path = format!("{path}[{i}]");
+        let text = to_string(&path, item)?;
+        check_stop(&path, &text).map(|()| text)
     };
-    if stops.len() > STOPS_MAX {
-        return Err(Error::value(
-            "stop",
-            format!("`stop` has {} strings; at most {STOPS_MAX} are allowed.", stops.len()),
-        ));
+    list.into_iter().enumerate().map(text).collect()
+}
+
+fn check_stop(path: &str, text: &str) -> Result<()> {
+    if (1..=STOP_BYTES_MAX).contains(&text.len()) {
+        return Ok(());
     }
-    for (path, text) in &stops {
-        if text.is_empty() || text.len() > STOP_BYTES_MAX {
-            return Err(Error::value(
-                path,
-                format!("`{path}` has {} bytes; a stop string has 1 to {STOP_BYTES_MAX}.", text.len()),
-            ));
-        }
-    }
-    Ok(stops.into_iter().map(|(_, text)| text).collect())
+    let message = format!("`{path}` has {} bytes; a stop string has 1 to {STOP_BYTES_MAX}.", text.len());
+    Err(Error::value(path, message))
 }
 
 fn take_stop_ids(fields: &mut Fields, vocab_size: usize) -> Result<Vec<u32>> {

@@ -28,6 +28,22 @@ pub(crate) fn missing(path: &str, wanted: &str) -> Error {
     Error::at(Code::MissingRequiredParameter, path, format!("`{path}` is missing; it must be {wanted}."))
 }
 
+/// A word that is none of those that are known.
+pub(crate) fn not_one_of(path: &str, word: &str, known: &str) -> Error {
+    Error::value(path, format!("`{path}` is {:?}; it must be {known}.", shown(word)))
+}
+
+/// A word that the API knows, perhaps, and this server does not serve.
+pub(crate) fn unserved(path: &str, word: &str, remedy: &str) -> Error {
+    let message = format!("`{path}` is {:?}, which is not supported. {remedy}", shown(word));
+    Error::at(Code::UnsupportedParameter, path, message)
+}
+
+/// As much of a client's word as an error repeats.
+fn shown(word: &str) -> String {
+    word.chars().take(64).collect()
+}
+
 pub(crate) fn to_string(path: &str, value: Value) -> Result<String> {
     match value {
         Value::String(text) => Ok(text),
@@ -131,6 +147,11 @@ impl Fields {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
+    /// What [`Fields::take`] would give.
+    pub(crate) fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.swap_remove(key).filter(|value| !value.is_null())
     }
@@ -145,6 +166,10 @@ impl Fields {
 
     pub(crate) fn string(&mut self, key: &str) -> Result<Option<String>> {
         self.take(key).map(|value| to_string(&self.path(key), value)).transpose()
+    }
+
+    pub(crate) fn required(&mut self, key: &str) -> Result<String> {
+        self.string(key)?.ok_or_else(|| missing(&self.path(key), "a string"))
     }
 
     pub(crate) fn int(&mut self, key: &str, range: RangeInclusive<i64>) -> Result<Option<i64>> {

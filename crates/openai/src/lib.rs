@@ -1,9 +1,10 @@
-//! OpenAI's wire format: JSON in, JSON out, and the errors in between. No HTTP, no tokens.
+//! OpenAI's wire format, and Anthropic's: JSON in, JSON out, and the errors in between. No HTTP, no tokens.
 //!
 //! A request is parsed once into a typed value whose ranges hold; whoever has one need not check
 //! it again. Fields that the API knows and this server does not serve are refused by name.
 
 mod answer;
+pub mod anthropic;
 mod chat;
 mod common;
 mod completion;
@@ -13,6 +14,8 @@ mod fields;
 mod json;
 mod message;
 mod models;
+mod parts;
+pub mod responses;
 mod tokenize;
 mod tools;
 mod unserved;
@@ -29,6 +32,7 @@ pub use constraint::{Constrained, Constraint};
 pub use error::{Code, Error, Result};
 pub use message::{CalledFunction, Message, Role, ToolCall};
 pub use models::{Model, ModelList};
+pub use parts::{End, Event, Finish, Part};
 pub use tokenize::{DetokenizeAnswer, DetokenizeRequest, TokenizeAnswer, TokenizeInput, TokenizeRequest};
 pub use tools::{Tool, ToolChoice, Tools};
 

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::{Code, Error, Result};
-use crate::fields::{Fields, missing, to_string, wrong_type};
+use crate::fields::{Fields, missing, wrong_type};
 
 const MESSAGES_MAX: usize = 4096;
 const CALLS_MAX: usize = 128;
@@ -34,12 +34,36 @@ pub struct Message {
     pub tool_call_id: Option<String>,
 }
 
+impl Message {
+    pub(crate) fn new(role: Role, content: Option<String>) -> Self {
+        Self {
+            role,
+            content,
+            name: None,
+            reasoning_content: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+        }
+    }
+
+    /// The result of a call.
+    pub(crate) fn result(tool_call_id: String, content: String) -> Self {
+        Self { tool_call_id: Some(tool_call_id), ..Self::new(Role::Tool, Some(content)) }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ToolCall {
     pub id: String,
     /// Always `function`.
     pub r#type: &'static str,
     pub function: CalledFunction,
+}
+
+impl ToolCall {
+    pub(crate) fn new(id: String, name: String, arguments: String) -> Self {
+        Self { id, r#type: "function", function: CalledFunction { name, arguments } }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,14 +77,16 @@ pub(crate) fn take_messages(fields: &mut Fields) -> Result<Vec<Message>> {
     let Some(list) = fields.list("messages")? else {
         return Err(missing("messages", "an array of messages"));
     };
-    if list.is_empty() || list.len() > MESSAGES_MAX {
-        return Err(Error::value(
-            "messages",
-            format!("`messages` has {} entries; 1 to {MESSAGES_MAX} are allowed.", list.len()),
-        ));
-    }
+    check_count("messages", list.len())?;
     let message = |(i, item)| to_message(Fields::at(&format!("messages[{i}]"), item)?);
     list.into_iter().enumerate().map(message).collect()
+}
+
+pub(crate) fn check_count(path: &str, n: usize) -> Result<()> {
+    if (1..=MESSAGES_MAX).contains(&n) {
+        return Ok(());
+    }
+    Err(Error::value(path, format!("`{path}` has {n} entries; 1 to {MESSAGES_MAX} are allowed.")))
 }
 
 fn to_message(mut fields: Fields) -> Result<Message> {
@@ -169,23 +195,15 @@ fn to_tool_call(mut call: Fields) -> Result<ToolCall> {
         let shown: String = kind.chars().take(32).collect();
         return Err(unsupported(&path, format!("`{path}` is {shown:?}; only \"function\" is supported.")));
     }
-    let id = required(&mut call, "id")?;
+    let id = call.required("id")?;
     let path = call.path("function");
     let Some(function) = call.take("function") else {
         return Err(missing(&path, "an object with name and arguments"));
     };
     let mut function = Fields::at(&path, function)?;
-    let name = required(&mut function, "name")?;
-    let arguments = required(&mut function, "arguments")?;
-    Ok(ToolCall { id, r#type: "function", function: CalledFunction { name, arguments } })
-}
-
-fn required(fields: &mut Fields, key: &str) -> Result<String> {
-    let path = fields.path(key);
-    match fields.take(key) {
-        Some(value) => to_string(&path, value),
-        None => Err(missing(&path, "a string")),
-    }
+    let name = function.required("name")?;
+    let arguments = function.required("arguments")?;
+    Ok(ToolCall::new(id, name, arguments))
 }
 
 fn unsupported(path: &str, message: String) -> Error {

@@ -135,7 +135,7 @@ pub(crate) fn to_function(fields: &mut Fields) -> Result<Tool> {
     let name = fields.string("name")?.ok_or_else(|| missing(&path, "a string"))?;
     check_name(&path, &name)?;
     let description = fields.string("description")?;
-    let parameters = take_parameters(fields)?;
+    let parameters = take_parameters(fields, "parameters")?;
     Ok(Tool { name, description, parameters, strict: fields.bool("strict")?.unwrap_or(false) })
 }
 
@@ -152,9 +152,10 @@ pub(crate) fn check_name(path: &str, name: &str) -> Result<()> {
     ))
 }
 
-fn take_parameters(fields: &mut Fields) -> Result<Option<Value>> {
-    let path = fields.path("parameters");
-    let Some(schema) = fields.object("parameters")? else { return Ok(None) };
+/// The schema of a function's arguments.
+pub(crate) fn take_parameters(fields: &mut Fields, key: &str) -> Result<Option<Value>> {
+    let path = fields.path(key);
+    let Some(schema) = fields.object(key)? else { return Ok(None) };
     match schema.get("type") {
         None => {}
         Some(Value::String(kind)) if kind == "object" => {}

@@ -54,6 +54,57 @@ const COMPLETION: &[Row] = &[
     ("top_logprobs", &[]),
 ];
 
+/// As [`Row`], and what to do instead; nothing said: to leave it out.
+type AdvisedRow = (&'static str, &'static [&'static str], &'static str);
+
+const NOTHING_IS_KEPT: &str = "Nothing is kept here: send the whole conversation as `input`.";
+
+const RESPONSES: &[AdvisedRow] = &[
+    ("access_programs", &[], ""),
+    ("add_generation_prompt", &["true"], ""),
+    ("background", &["false"], ""),
+    ("background_options", &[], ""),
+    ("best_of", &["1"], ""),
+    ("chat_template", &[], ""),
+    ("context_management", &["[]"], ""),
+    ("continue_final_message", &["false"], ""),
+    ("conversation", &[], NOTHING_IS_KEPT),
+    ("echo", &["false"], ""),
+    ("functions", &["[]"], "Use `tools`."),
+    ("image", &[], ""),
+    ("logprobs", &["false"], "Use `include` with \"message.output_text.logprobs\"."),
+    ("max_completion_tokens", &[], "Use `max_output_tokens` on this route."),
+    ("max_tokens", &[], "Use `max_output_tokens` on this route."),
+    ("messages", &[], "Use `input` on this route."),
+    ("modalities", &[r#"["text"]"#], ""),
+    ("moderation", &[], ""),
+    ("n", &["1"], ""),
+    ("previous_response_id", &[], NOTHING_IS_KEPT),
+    ("prompt", &[], "Use `instructions` and `input`."),
+    ("prompt_cache_options", &[], ""),
+    ("prompt_logprobs", &[], ""),
+    ("reasoning_effort", &[], "Use `reasoning.effort` on this route."),
+    ("response_format", &[], "Use `text.format` on this route."),
+    ("return_token_ids", &["false"], ""),
+    ("truncation", &[r#""disabled""#], ""),
+];
+
+const MESSAGES: &[AdvisedRow] = &[
+    ("container", &[], ""),
+    (
+        "context_management",
+        &[r#"{"edits":[]}"#, r#"{"edits":[{"type":"clear_thinking_20251015","keep":"all"}]}"#],
+        "",
+    ),
+    ("diagnostics", &[], ""),
+    ("inference_geo", &[], ""),
+    ("max_completion_tokens", &[], "Use `max_tokens` on this route."),
+    ("mcp_servers", &["[]"], ""),
+    ("output_format", &[], "Use `output_config.format`."),
+    ("speed", &[r#""standard""#], ""),
+    ("stop", &[], "Use `stop_sequences` on this route."),
+];
+
 /// Strings that a local server has no use for.
 const INERT_STRINGS: &[&str] =
     &["prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "user", "verbosity"];
@@ -70,25 +121,53 @@ pub(crate) fn refuse_in_completion(fields: &mut Fields) -> Result<()> {
     refuse(fields, COMPLETION)
 }
 
+/// Refuses what is not served under `/v1/responses`.
+pub(crate) fn refuse_in_responses(fields: &mut Fields) -> Result<()> {
+    refuse(fields, COMMON)?;
+    refuse_with_advice(fields, RESPONSES)
+}
+
+/// Refuses what is not served under `/v1/messages`.
+pub(crate) fn refuse_in_messages(fields: &mut Fields) -> Result<()> {
+    refuse_with_advice(fields, MESSAGES)
+}
+
 fn refuse(fields: &mut Fields, rows: &[Row]) -> Result<()> {
     for (name, harmless) in rows {
-        let Some(value) = fields.take(name) else { continue };
-        let same = |text: &&str| serde_json::from_str::<Value>(text).is_ok_and(|v| v == value);
-        if !harmless.iter().any(same) {
-            return Err(unsupported(name, harmless));
+        if asks_for_something(fields, name, harmless) {
+            return Err(unsupported(name, &remedy(name, harmless)));
         }
     }
     Ok(())
 }
 
-fn unsupported(name: &str, harmless: &[&str]) -> Error {
-    let remedy = match (name, harmless) {
+fn refuse_with_advice(fields: &mut Fields, rows: &[AdvisedRow]) -> Result<()> {
+    for (name, harmless, advice) in rows {
+        if asks_for_something(fields, name, harmless) {
+            let advice = if advice.is_empty() { &remedy(name, harmless) } else { *advice };
+            return Err(unsupported(name, advice));
+        }
+    }
+    Ok(())
+}
+
+fn asks_for_something(fields: &mut Fields, name: &str, harmless: &[&str]) -> bool {
+    let Some(value) = fields.take(name) else { return false };
+    let same = |text: &&str| serde_json::from_str::<Value>(text).is_ok_and(|v| v == value);
+    !harmless.iter().any(same)
+}
+
+fn remedy(name: &str, harmless: &[&str]) -> String {
+    match (name, harmless) {
         ("max_completion_tokens", _) => "Use `max_tokens` on this route.".into(),
         ("messages", _) => "Use `prompt` on this route, or POST /v1/chat/completions.".into(),
         ("top_logprobs", _) => "Use `logprobs` with a number on this route.".into(),
         (_, []) => "Leave it out.".into(),
         (_, values) => format!("Leave it out or set it to {}.", values[0]),
-    };
+    }
+}
+
+fn unsupported(name: &str, remedy: &str) -> Error {
     Error::at(Code::UnsupportedParameter, name, format!("`{name}` is not supported by this server. {remedy}"))
 }
 

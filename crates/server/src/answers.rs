@@ -227,9 +227,13 @@ pub(crate) async fn respond<F: Format>(
 }
 
 /// An error of the engine about the length is one of the field that holds the prompt.
-pub(crate) fn locate<F: Format>(mut error: Error) -> Error {
+pub(crate) fn locate<F: Format>(error: Error) -> Error {
+    locate_at(error, F::PROMPT_PARAM)
+}
+
+pub(crate) fn locate_at(mut error: Error, param: &str) -> Error {
     if error.code == Code::ContextLengthExceeded && error.param.is_none() {
-        error.param = Some(F::PROMPT_PARAM.to_owned());
+        error.param = Some(param.to_owned());
     }
     error
 }

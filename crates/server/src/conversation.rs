@@ -54,6 +54,11 @@ pub(crate) async fn plan(
     Ok((request, plan))
 }
 
+/// The ids of the conversation alone.
+pub(crate) async fn ids(app: &App, body_len: usize, request: ChatRequest) -> Result<Vec<u32>, Error> {
+    Ok(encode(app, body_len, request).await?.1.ids)
+}
+
 async fn encode(
     app: &App,
     body_len: usize,

@@ -7,10 +7,12 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use openai::Error;
 use tracing::Instrument;
 
 use crate::app::App;
 use crate::errors::{ApiError, internal};
+use crate::messages;
 
 const REQUEST_ID: &str = "x-request-id";
 
@@ -43,7 +45,11 @@ pub(crate) async fn record(
 ) -> Response {
     let start = Instant::now();
     let method = request.method().clone();
-    let response = next.run(request).await;
+    let anthropic = messages::is_here(request.uri().path());
+    let mut response = next.run(request).await;
+    if let Some(error) = response.extensions_mut().remove::<Error>().filter(|_| anthropic) {
+        response = messages::reshape(response, &error);
+    }
     let status = response.status();
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
     app.metrics().count_http(method_label(&method), route, status.as_str());

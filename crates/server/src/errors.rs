@@ -44,6 +44,9 @@ impl IntoResponse for ApiError {
             Retry::AfterSeconds(seconds) => drop(headers.insert(header::RETRY_AFTER, seconds.into())),
             Retry::Never => drop(headers.insert("x-should-retry", HeaderValue::from_static("false"))),
         }
+        // For routes whose errors have another shape.
+        response.extensions_mut().insert(self.error);
+        let headers = response.headers_mut();
         if status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

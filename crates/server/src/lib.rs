@@ -6,6 +6,7 @@
 mod answers;
 mod app;
 mod auth;
+mod blocks;
 mod body;
 mod chat;
 mod completions;
@@ -17,8 +18,10 @@ mod engine_series;
 mod envelope;
 mod errors;
 mod logprobs;
+mod messages;
 mod metrics;
 mod plan;
+mod responses;
 mod routes;
 mod serve;
 mod speech;

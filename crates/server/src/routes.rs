@@ -12,12 +12,16 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::{App, Phase};
 use crate::errors::ApiError;
-use crate::{auth, chat, completions, envelope, tokenize};
+use crate::{auth, chat, completions, envelope, messages, responses, tokenize};
 
 pub(crate) fn router(app: &App) -> Router {
     Router::new()
         .route("/v1/chat/completions", post(chat::answer))
         .route("/v1/completions", post(completions::answer))
+        .route("/v1/responses", post(responses::answer))
+        .route("/v1/responses/{*id}", any(responses::kept))
+        .route("/v1/messages", post(messages::answer))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
         .route("/v1/embeddings", any(embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))

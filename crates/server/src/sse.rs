@@ -33,10 +33,9 @@ pub(crate) fn respond<F: Format>(
     format: F,
     options: StreamOptions,
 ) -> Response {
-    let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_AHEAD);
-    let stall_timeout = app.options().stall_timeout;
+    let (sink, response) = Sink::open(app);
     let told = vec![false; answers.n_choices];
-    let writer = Writer { sender, stall_timeout, header, format, options, told };
+    let writer = Writer { sink, header, format, options, told };
     let app = app.clone();
     let write = async move {
         if writer.write(&app, first, answers).await.is_err() {
@@ -44,20 +43,46 @@ pub(crate) fn respond<F: Format>(
         }
     };
     tokio::spawn(write.in_current_span());
-    let mut response = Response::new(Body::from_stream(poll_fn(move |cx| receiver.poll_recv(cx))));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     response
 }
 
 /// The client does not read any more.
-struct Gone;
+pub(crate) struct Gone;
 
-struct Writer<F> {
+/// Where the events of one stream go.
+pub(crate) struct Sink {
     sender: mpsc::Sender<io::Result<Bytes>>,
     stall_timeout: Duration,
+}
+
+impl Sink {
+    /// And the response that tells them.
+    pub(crate) fn open(app: &App) -> (Self, Response) {
+        let (sender, mut receiver) = mpsc::channel::<io::Result<Bytes>>(CHUNKS_AHEAD);
+        let mut response = Response::new(Body::from_stream(poll_fn(move |cx| receiver.poll_recv(cx))));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+        (Self { sender, stall_timeout: app.options().stall_timeout }, response)
+    }
+
+    /// Waits for room, for a bounded time.
+    pub(crate) async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
+        match timeout(self.stall_timeout, self.sender.send(Ok(bytes))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Gone),
+        }
+    }
+
+    /// When the client has left.
+    pub(crate) async fn closed(&self) {
+        self.sender.closed().await;
+    }
+}
+
+struct Writer<F> {
+    sink: Sink,
     header: Header,
     format: F,
     options: StreamOptions,
@@ -83,16 +108,15 @@ impl<F: Format> Writer<F> {
                 Some(Err(error)) => return self.fail(locate::<F>(error)).await,
                 None => {}
             }
-            let client = self.sender.clone();
             tokio::select! {
                 next = answers.next() => match next {
                     None => break,
                     next => piece = next,
                 },
-                () = client.closed() => return Err(Gone),
+                () = self.sink.closed() => return Err(Gone),
                 error = app.ending() => return self.fail(error).await,
                 () = sleep(app.options().keep_alive) => {
-                    self.send(Bytes::from_static(b": keep-alive\n\n")).await?;
+                    self.sink.send(Bytes::from_static(b": keep-alive\n\n")).await?;
                     piece = None;
                 }
             }
@@ -100,7 +124,7 @@ impl<F: Format> Writer<F> {
         if self.options.include_usage {
             let mut last = self.header.answer(F::CHUNK_OBJECT, F::SERVICE_TIER, Vec::<F::Chunk>::new());
             last.usage = Some(Some(answers.usage()));
-            self.send(event(&last)).await?;
+            self.sink.send(event(&last)).await?;
         }
         self.done().await
     }
@@ -118,24 +142,16 @@ impl<F: Format> Writer<F> {
             _ => None,
         };
         chunk.prompt_token_ids = prompt_token_ids;
-        self.send(event(&chunk)).await
+        self.sink.send(event(&chunk)).await
     }
 
     async fn fail(&self, error: Error) -> Result<(), Gone> {
-        self.send(event(&error)).await?;
+        self.sink.send(event(&error)).await?;
         self.done().await
     }
 
     async fn done(&self) -> Result<(), Gone> {
-        self.send(Bytes::from_static(b"data: [DONE]\n\n")).await
-    }
-
-    /// Waits for room, for a bounded time.
-    async fn send(&self, bytes: Bytes) -> Result<(), Gone> {
-        match timeout(self.stall_timeout, self.sender.send(Ok(bytes))).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) | Err(_) => Err(Gone),
-        }
+        self.sink.send(Bytes::from_static(b"data: [DONE]\n\n")).await
     }
 }
 

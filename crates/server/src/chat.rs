@@ -4,7 +4,9 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use engine::grammar::Constraint;
-use openai::{ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest, Error, Generation};
+use openai::{
+    ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest, Error, Generation, PromptLogprobs,
+};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::App;
@@ -14,7 +16,7 @@ use crate::constrain;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
 use crate::logprobs::TokenNames;
-use crate::plan::{Asked, Plan};
+use crate::plan::{Asked, Plan, prompt_len_max};
 use crate::tokenize;
 
 pub(crate) async fn answer(
@@ -39,7 +41,7 @@ pub(crate) async fn answer(
                 &request.tools,
                 request.add_generation_prompt,
                 &request.chat_template_kwargs,
-                model.context_len - 1,
+                prompt_len_max(model, &request.generation).saturating_sub(1),
             )?;
             Ok((request, prompt))
         })
@@ -50,6 +52,7 @@ pub(crate) async fn answer(
         param: Chat::PROMPT_PARAM,
         prompts: vec![prompt.ids],
         drawn: prompt.answers,
+        best_of: generation.n,
         logprobs: request.logprobs,
         constraint: constraint(&app, generation).await?,
         echo: false,
@@ -63,6 +66,7 @@ pub(crate) async fn answer(
             as_ids: generation.return_tokens_as_token_ids,
         },
         logprobs: request.logprobs.is_some(),
+        prompt_logprobs: generation.prompt_logprobs,
         prompt_token_ids: generation.return_token_ids.then(|| plan.prompts[0].to_vec()),
     };
     let header = Header::new::<Chat>(name, model.fingerprint.clone());
@@ -80,6 +84,7 @@ async fn constraint(app: &App, generation: &Generation) -> Result<Option<Constra
 struct Chat {
     names: TokenNames,
     logprobs: bool,
+    prompt_logprobs: Option<usize>,
     prompt_token_ids: Option<Vec<u32>>,
 }
 
@@ -138,5 +143,9 @@ impl Format for Chat {
 
     fn prompt_token_ids(&self) -> Option<Vec<u32>> {
         self.prompt_token_ids.clone()
+    }
+
+    fn prompt_logprobs(&self, choice: &Delta) -> Option<PromptLogprobs> {
+        self.prompt_logprobs.map(|top| self.names.prompt(&choice.prompt, top))
     }
 }

@@ -18,6 +18,7 @@ mod errors;
 mod logprobs;
 mod metrics;
 mod plan;
+mod restrict;
 mod routes;
 mod serve;
 mod sse;

@@ -218,6 +218,83 @@ fn choices_are_drawn_as_single_runs_of_the_next_seeds() {
 }
 
 #[test]
+fn a_truncated_prompt_is_answered_as_its_end() {
+    for model in models() {
+        let server = serve(&model, &[]);
+        let prompt = prompt(0, 1, 1_500);
+        for (kept, asked) in [(3, 3), (64, 64), (300, 300), (1_000, -1)] {
+            let end = choices(&server, &request(&prompt[1_500 - kept..], 24, &json!({})));
+            let cut = request(&prompt, 24, &json!({"truncate_prompt_tokens": asked}));
+            assert_eq!(choices(&server, &cut), end, "{model}, {kept} tokens");
+        }
+    }
+}
+
+#[test]
+fn a_prompt_has_the_scores_of_its_echo_and_the_best_are_drawn_as_any() {
+    for model in models() {
+        let server = serve(&model, &[]);
+        let prompt = prompt(0, 1, 270);
+        let more = json!({"echo": true, "prompt_logprobs": 3, "return_tokens_as_token_ids": true});
+        let scored = choices(&server, &request(&prompt, 0, &more))[0].clone();
+        for (at, id) in prompt.iter().enumerate().skip(1) {
+            let score = &scored["prompt_logprobs"][at];
+            assert_eq!(
+                score[id.to_string()]["logprob"],
+                scored["logprobs"]["token_logprobs"][at],
+                "{model}, {at}"
+            );
+            let echoed = scored["logprobs"]["top_logprobs"][at].as_object().unwrap().len();
+            assert_eq!(score.as_object().unwrap().len(), echoed);
+        }
+        let drawn = json!({"temperature": 1.2, "seed": 4, "n": 4});
+        let all = choices(&server, &request(&prompt, 20, &drawn));
+        let best =
+            choices(&server, &request(&prompt, 20, &json!({"temperature": 1.2, "seed": 4, "best_of": 4})));
+        let sum = |choice: &Value| -> f64 {
+            let scores = choice["logprobs"]["token_logprobs"].as_array().unwrap();
+            scores.iter().map(|score| score.as_f64().unwrap()).sum()
+        };
+        let sums = all.as_array().unwrap().iter().map(sum);
+        assert_eq!(sum(&best[0]), sums.fold(f64::NEG_INFINITY, f64::max), "{model}");
+    }
+}
+
+/// Whatever the model likes best.
+#[test]
+fn tokens_that_are_not_allowed_are_not_drawn() {
+    for model in models() {
+        let server = serve(&model, &[]);
+        for sampling in [json!({}), json!({"temperature": 1.5, "seed": 9, "n": 2})] {
+            let ask = |fields: Value| {
+                let mut more = sampling.clone();
+                more.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+                choices(&server, &request(&prompt(0, 1, 40), 60, &more))
+            };
+            let allowed: Vec<u64> = (30..90).collect();
+            let within = ask(json!({"allowed_token_ids": allowed}));
+            for choice in within.as_array().unwrap() {
+                let ids = choice["token_ids"].as_array().unwrap();
+                assert!(
+                    ids.len() == 60 && ids.iter().all(|id| allowed.contains(&id.as_u64().unwrap())),
+                    "{ids:?}"
+                );
+            }
+            // A letter that it wrote, as a word of its own.
+            let free = ask(json!({}));
+            let word: String =
+                free[0]["text"].as_str().unwrap().chars().filter(char::is_ascii_graphic).take(1).collect();
+            let banned = server.ask("/tokenize", &json!({"prompt": word, "add_special_tokens": false}));
+            let banned = &banned["tokens"];
+            assert_eq!(banned.as_array().unwrap().len(), 1, "{model}, {word}");
+            for choice in ask(json!({"bad_words": [word]})).as_array().unwrap() {
+                assert!(!choice["token_ids"].as_array().unwrap().contains(&banned[0]), "{model}, {word}");
+            }
+        }
+    }
+}
+
+#[test]
 fn who_leaves_takes_nothing_from_the_others() {
     let server = serve("demo", &["--kv-cache-memory", "800KiB"]);
     let expected = one_by_one(&server, &requests());

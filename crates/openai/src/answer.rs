@@ -23,6 +23,9 @@ pub struct Answer<'a, C> {
     /// Chat, on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
+    /// Chat, on request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -150,6 +153,8 @@ pub struct CompletionChoice {
     pub finish_reason: Option<&'static str>,
     pub stop_reason: Option<StopReason>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_logprobs: Option<PromptLogprobs>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_token_ids: Option<Vec<u32>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
@@ -172,5 +177,26 @@ pub struct TokenMap(pub Vec<(String, f32)>);
 impl Serialize for TokenMap {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_map(self.0.iter().map(|(token, logprob)| (token, logprob)))
+    }
+}
+
+/// An entry a token of the prompt; the first token has no score.
+pub type PromptLogprobs = Vec<Option<PromptScores>>;
+
+/// An object from token id to score: the token that stands there, then the best, in the order of the list.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PromptScores(pub Vec<(u32, PromptScore)>);
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct PromptScore {
+    pub logprob: f32,
+    /// Tokens that are more probable, plus one.
+    pub rank: u32,
+    pub decoded_token: String,
+}
+
+impl Serialize for PromptScores {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(id, score)| (id, score)))
     }
 }

@@ -14,6 +14,8 @@ const STOPS_MAX: usize = 64;
 const STOP_BYTES_MAX: usize = 1024;
 const STOP_IDS_MAX: usize = 256;
 const SALT_CHARS_MAX: usize = 1024;
+const BAD_WORDS_MAX: usize = 256;
+const BAD_WORD_BYTES_MAX: usize = 128;
 
 /// How to generate. `None` where the checkpoint or the server decides.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -33,11 +35,19 @@ pub struct Generation {
     pub seed: Option<i64>,
     /// At least 1.
     pub n: usize,
+    /// Texts whose tokens are not drawn one after the other; none is empty.
+    pub bad_words: Vec<String>,
+    /// Not empty: no other tokens are drawn.
+    pub allowed_token_ids: Option<Vec<u32>>,
     pub stop: Vec<String>,
     pub stop_token_ids: Vec<u32>,
     pub include_stop_str_in_output: bool,
     pub ignore_eos: bool,
     pub skip_special_tokens: bool,
+    /// What is left of a prompt.
+    pub truncate_prompt_tokens: Option<Truncation>,
+    /// Log probabilities of each prompt token and of so many beside it.
+    pub prompt_logprobs: Option<usize>,
     /// `Some` when the answer is to be streamed.
     pub stream: Option<StreamOptions>,
     pub return_token_ids: bool,
@@ -48,6 +58,15 @@ pub struct Generation {
     pub cache_salt: Option<String>,
     /// What the answer's text is to be.
     pub constrained: Option<Constrained>,
+}
+
+/// How much of a prompt's end is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncation {
+    /// As much as the context has room for beside the answer.
+    Fit,
+    /// At most so many tokens, at least 1.
+    Last(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,6 +81,7 @@ impl Generation {
     /// Takes the shared fields, all but those for the length.
     pub(crate) fn take(fields: &mut Fields, vocab_size: usize) -> Result<Self> {
         crate::unserved::check_inert(fields)?;
+        let stream = take_stream(fields)?;
         Ok(Self {
             model: fields.string("model")?,
             max_tokens: None,
@@ -76,12 +96,16 @@ impl Generation {
             logit_bias: take_logit_bias(fields, vocab_size)?,
             seed: fields.int("seed", i64::MIN..=i64::MAX)?,
             n: fields.int("n", 1..=CHOICES_MAX)?.unwrap_or(1) as usize,
+            bad_words: take_bad_words(fields)?,
+            allowed_token_ids: take_allowed_ids(fields, vocab_size)?,
             stop: take_stop(fields)?,
             stop_token_ids: take_stop_ids(fields, vocab_size)?,
             include_stop_str_in_output: fields.bool("include_stop_str_in_output")?.unwrap_or(false),
             ignore_eos: fields.bool("ignore_eos")?.unwrap_or(false),
             skip_special_tokens: fields.bool("skip_special_tokens")?.unwrap_or(true),
-            stream: take_stream(fields)?,
+            truncate_prompt_tokens: take_truncation(fields)?,
+            prompt_logprobs: take_prompt_logprobs(fields, stream.is_some())?,
+            stream,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
             return_tokens_as_token_ids: fields.bool("return_tokens_as_token_ids")?.unwrap_or(false),
             priority: take_priority(fields)?,
@@ -170,6 +194,69 @@ fn take_stop_ids(fields: &mut Fields, vocab_size: usize) -> Result<Vec<u32>> {
         ));
     }
     to_ids("stop_token_ids", &list, vocab_size)
+}
+
+fn take_bad_words(fields: &mut Fields) -> Result<Vec<String>> {
+    let list = fields.list("bad_words")?.unwrap_or_default();
+    if list.len() > BAD_WORDS_MAX {
+        return Err(Error::value(
+            "bad_words",
+            format!("`bad_words` has {} strings; at most {BAD_WORDS_MAX} are allowed.", list.len()),
+        ));
+    }
+    let word = |(i, item)| {
+        let path = format!("bad_words[{i}]");
+        let text = to_string(&path, item)?;
+        if text.is_empty() || text.len() > BAD_WORD_BYTES_MAX {
+            let message = format!("`{path}` has {} bytes; it has 1 to {BAD_WORD_BYTES_MAX}.", text.len());
+            return Err(Error::value(&path, message));
+        }
+        Ok(text)
+    };
+    list.into_iter().enumerate().map(word).collect()
+}
+
+fn take_allowed_ids(fields: &mut Fields, vocab_size: usize) -> Result<Option<Vec<u32>>> {
+    let Some(list) = fields.list("allowed_token_ids")? else { return Ok(None) };
+    if list.is_empty() {
+        return Err(Error::value(
+            "allowed_token_ids",
+            "`allowed_token_ids` is empty; it needs at least one token id. Leave it out to allow all.",
+        ));
+    }
+    let ids = to_ids("allowed_token_ids", &list, vocab_size)?;
+    let mut seen = vec![false; vocab_size];
+    match ids.iter().position(|&id| std::mem::replace(&mut seen[id as usize], true)) {
+        None => Ok(Some(ids)),
+        Some(at) => {
+            let path = format!("allowed_token_ids[{at}]");
+            let message = format!("`{path}` is {}, which stands before it. Name each id once.", ids[at]);
+            Err(Error::value(&path, message))
+        }
+    }
+}
+
+fn take_truncation(fields: &mut Fields) -> Result<Option<Truncation>> {
+    match fields.int("truncate_prompt_tokens", -1..=i64::MAX)? {
+        None => Ok(None),
+        Some(-1) => Ok(Some(Truncation::Fit)),
+        Some(0) => Err(Error::value(
+            "truncate_prompt_tokens",
+            "`truncate_prompt_tokens` is 0; it must be at least 1, or -1 to fit the context.",
+        )),
+        Some(most) => Ok(Some(Truncation::Last(most as usize))),
+    }
+}
+
+fn take_prompt_logprobs(fields: &mut Fields, streams: bool) -> Result<Option<usize>> {
+    let wanted = fields.int("prompt_logprobs", 0..=20)?;
+    if wanted.is_some() && streams {
+        return Err(Error::value(
+            "prompt_logprobs",
+            "`prompt_logprobs` is not allowed with `stream`: true. Leave one of them out.",
+        ));
+    }
+    Ok(wanted.map(|n| n as usize))
 }
 
 fn take_priority(fields: &mut Fields) -> Result<i32> {

@@ -9,6 +9,7 @@ use crate::fields::{Fields, missing, to_ids, wrong_type};
 
 /// Length of an answer when the request names none.
 const MAX_TOKENS_DEFAULT: usize = 16;
+const BEST_OF_MAX: i64 = 20;
 const SHAPES: &str = "a string, an array of strings, an array of token ids or an array of such arrays";
 
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +26,9 @@ pub struct CompletionRequest {
     pub prompts: Vec<Prompt>,
     /// `max_tokens` was absent: the default may be cut to what is left of the context.
     pub max_tokens_defaulted: bool,
+    /// Answers drawn for each prompt, at least `n`: those `n` are told whose tokens have the highest mean log
+    /// probability, the best first. The usage counts the tokens of all.
+    pub best_of: usize,
     /// Log probabilities of each token and of so many beside it.
     pub logprobs: Option<usize>,
     /// The prompt stands before the answer.
@@ -49,9 +53,10 @@ impl CompletionRequest {
         }
         generation.max_tokens = Some(max_tokens.map_or(MAX_TOKENS_DEFAULT, |n| n as usize));
         generation.take_min_tokens(&mut fields)?;
-        check_counts(&mut fields, &generation, prompts.len())?;
+        let best_of = take_best_of(&mut fields, &generation, prompts.len())?;
         let request = Self {
             prompts,
+            best_of,
             max_tokens_defaulted: max_tokens.is_none(),
             logprobs: fields.int("logprobs", 0..=20)?.map(|n| n as usize),
             echo,
@@ -62,29 +67,41 @@ impl CompletionRequest {
     }
 }
 
-fn check_counts(fields: &mut Fields, generation: &Generation, prompts: usize) -> Result<()> {
+fn take_best_of(fields: &mut Fields, generation: &Generation, prompts: usize) -> Result<usize> {
     let n = generation.n;
-    if n * prompts > SEQUENCES_MAX {
+    check_count("n", n, prompts)?;
+    let Some(best_of) = fields.int("best_of", 1..=BEST_OF_MAX)?.map(|best_of| best_of as usize) else {
+        return Ok(n);
+    };
+    if best_of < n {
         return Err(Error::value(
-            "n",
+            "best_of",
+            format!("`best_of` is {best_of}; it must be at least `n`, which is {n}."),
+        ));
+    }
+    if best_of > n && generation.stream.is_some() {
+        return Err(Error::value(
+            "best_of",
             format!(
-                "`n` times the number of prompts is {}; at most {SEQUENCES_MAX} are allowed.",
-                n * prompts
+                "`best_of` is {best_of}, more than `n`, which is {n}: the best are known when all are complete. \
+                 Leave out `stream` or `best_of`."
             ),
         ));
     }
-    match fields.int("best_of", 1..=20)?.map(|best_of| best_of as usize) {
-        Some(best_of) if best_of > n => Err(Error::at(
-            crate::Code::UnsupportedParameter,
-            "best_of",
-            "`best_of` greater than `n` is not supported by this server. Leave it out.",
-        )),
-        Some(best_of) if best_of < n => Err(Error::value(
-            "best_of",
-            format!("`best_of` is {best_of}; it must be at least `n`, which is {n}."),
-        )),
-        _ => Ok(()),
+    check_count("best_of", best_of, prompts)?;
+    Ok(best_of)
+}
+
+/// `field`: how many answers a prompt has.
+fn check_count(field: &str, answers: usize, prompts: usize) -> Result<()> {
+    let all = answers * prompts;
+    if all <= SEQUENCES_MAX {
+        return Ok(());
     }
+    Err(Error::value(
+        field,
+        format!("`{field}` times the number of prompts is {all}; at most {SEQUENCES_MAX} are allowed."),
+    ))
 }
 
 fn take_prompts(fields: &mut Fields, vocab_size: usize) -> Result<Vec<Prompt>> {

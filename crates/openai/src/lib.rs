@@ -22,11 +22,11 @@ mod unserved;
 
 pub use answer::{
     Answer, CallChunk, ChatChoice, ChatChunkChoice, ChatDelta, ChatLogprobs, ChatMessage, CompletionChoice,
-    CompletionLogprobs, CompletionTokensDetails, FunctionChunk, PromptTokensDetails, StopReason,
-    TokenLogprob, TokenMap, TopLogprob, Usage,
+    CompletionLogprobs, CompletionTokensDetails, FunctionChunk, PromptLogprobs, PromptScore, PromptScores,
+    PromptTokensDetails, StopReason, TokenLogprob, TokenMap, TopLogprob, Usage,
 };
 pub use chat::ChatRequest;
-pub use common::{Generation, StreamOptions};
+pub use common::{Generation, StreamOptions, Truncation};
 pub use completion::{CompletionRequest, Prompt};
 pub use constraint::{Constrained, Constraint};
 pub use error::{Code, Error, Result};

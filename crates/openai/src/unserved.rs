@@ -9,8 +9,6 @@ use crate::fields::{Fields, wrong_type};
 type Row = (&'static str, &'static [&'static str]);
 
 const COMMON: &[Row] = &[
-    ("allowed_token_ids", &[]),
-    ("bad_words", &["[]"]),
     ("detokenize", &["true"]),
     ("early_stopping", &["false"]),
     ("guided_decoding_backend", &[]),
@@ -19,10 +17,8 @@ const COMMON: &[Row] = &[
     ("length_penalty", &["1", "1.0"]),
     ("logits_processors", &["[]"]),
     ("prompt_embeds", &[]),
-    ("prompt_logprobs", &[]),
     ("spaces_between_special_tokens", &["true"]),
     ("structural_tag", &[]),
-    ("truncate_prompt_tokens", &[]),
     ("use_beam_search", &["false"]),
     ("vllm_xargs", &["{}"]),
 ];

@@ -1,6 +1,9 @@
 //! Requests that must be understood, and the shapes of errors.
 
-use openai::{ChatRequest, Code, CompletionRequest, Error, Generation, Prompt, StreamOptions};
+use openai::{
+    ChatRequest, Code, CompletionRequest, Error, Generation, Prompt, PromptScore, PromptScores,
+    StreamOptions, Truncation,
+};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -43,7 +46,8 @@ fn every_served_field_arrives() {
         "skip_special_tokens":false,"stream":true,
         "stream_options":{"include_usage":true,"continuous_usage_stats":true},
         "return_token_ids":true,"return_tokens_as_token_ids":true,"logprobs":20,"echo":true,
-        "add_special_tokens":false,"priority":-2147483648,"cache_salt":"é"}"#,
+        "add_special_tokens":false,"priority":-2147483648,"cache_salt":"é","bad_words":["é"," "],
+        "allowed_token_ids":[99,0],"truncate_prompt_tokens":-1}"#,
     );
     let expected = Generation {
         model: Some("m".into()),
@@ -69,11 +73,21 @@ fn every_served_field_arrives() {
         return_tokens_as_token_ids: true,
         priority: i32::MIN,
         cache_salt: Some("é".into()),
+        bad_words: vec!["é".into(), " ".into()],
+        allowed_token_ids: Some(vec![99, 0]),
+        truncate_prompt_tokens: Some(Truncation::Fit),
+        prompt_logprobs: None,
         constrained: None,
     };
     assert_eq!(request.generation, expected);
     assert_eq!((request.logprobs, request.echo), (Some(20), true));
     assert!(!request.add_special_tokens && !request.max_tokens_defaulted);
+    let request =
+        completion(r#"{"prompt":"a","n":2,"best_of":20,"prompt_logprobs":20,"truncate_prompt_tokens":7}"#);
+    assert_eq!((request.generation.n, request.best_of), (2, 20));
+    let Generation { prompt_logprobs, truncate_prompt_tokens, .. } = request.generation;
+    assert_eq!((prompt_logprobs, truncate_prompt_tokens), (Some(20), Some(Truncation::Last(7))));
+    assert_eq!(completion(r#"{"prompt":"a","n":128}"#).best_of, 128);
 }
 
 #[test]
@@ -94,7 +108,7 @@ fn prompts_in_four_shapes() {
 fn what_asks_for_nothing_is_accepted() {
     let harmless = r#","tools":[],"tool_choice":"none","response_format":{"type":"text"},"priority":0,
         "modalities":["text"],"use_beam_search":false,"bad_words":[],"functions":[],"user":"u",
-        "metadata":{"a":"b"},"store":true,"service_tier":"auto","parallel_tool_calls":false"#;
+        "metadata":{"a":"b"},"store":true,"service_tier":"auto","parallel_tool_calls":true"#;
     assert_eq!(chat(harmless), chat(""));
     assert_eq!(chat(r#","top_k":-1"#).generation.top_k, Some(0));
     assert_eq!(
@@ -153,6 +167,16 @@ fn errors_have_four_keys() {
         "maximum context length is 100 tokens. However, you requested 110 tokens \
          (90 in the messages, 20 in the completion)"
     ));
+}
+
+#[test]
+fn scores_of_a_prompt_are_named_by_id() {
+    let score = |rank, text: &str| PromptScore { logprob: -0.5, rank, decoded_token: text.into() };
+    let scores = PromptScores(vec![(12, score(3, "b")), (7, score(1, "\u{e9}"))]);
+    assert_eq!(
+        serde_json::to_string(&scores).unwrap(),
+        r#"{"12":{"logprob":-0.5,"rank":3,"decoded_token":"b"},"7":{"logprob":-0.5,"rank":1,"decoded_token":"é"}}"#
+    );
 }
 
 proptest! {

@@ -30,7 +30,7 @@ pub const BIAS_MAX: f32 = 100.0;
 pub enum NoToken {
     #[error("the model returned logits that are not numbers; the checkpoint or its dtype may be broken")]
     NotFinite,
-    #[error("no token is left to draw: logit_bias and min_new_tokens exclude all that the model allows")]
+    #[error("no token is left to draw: biases, masks and min_new_tokens exclude all that the model allows")]
     AllMasked,
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use futures::stream::{SelectAll, Stream, StreamExt, unfold};
-use openai::{Answer, Code, Error, Usage};
+use openai::{Answer, Code, Error, PromptLogprobs, Usage};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -40,13 +40,18 @@ pub(crate) trait Format: Send + Sync + 'static {
     fn whole(&self, index: usize, choice: Delta) -> Self::Choice;
     /// Of the whole answer, where its format has them there.
     fn prompt_token_ids(&self) -> Option<Vec<u32>>;
+    /// The same, from one of its choices.
+    fn prompt_logprobs(&self, choice: &Delta) -> Option<PromptLogprobs>;
 }
 
 /// A request's choices while the engine works on them. Dropping it cancels them all.
 pub(crate) struct Answers {
     app: App,
     merged: Merged,
+    /// Of all prompts.
     pub(crate) n_choices: usize,
+    /// Of each prompt, and how many of these are told.
+    best_of: usize,
     n: usize,
     usage: Usage,
 }
@@ -56,7 +61,6 @@ impl Answers {
     pub(crate) fn submit(app: &App, engine: &dyn Engine, plan: Plan) -> Result<Self, ApiError> {
         let prompt_tokens = plan.prompts.iter().map(|prompt| prompt.len()).sum();
         let usage = Usage { prompt_tokens, total_tokens: prompt_tokens, ..Usage::default() };
-        let n = plan.n;
         let submitted = Instant::now();
         let deadline = app.options().request_timeout.map(|timeout| submitted + timeout);
         let mut taken = Vec::new();
@@ -85,7 +89,7 @@ impl Answers {
             Box::pin(unfold(choice, next)) as Pin<Box<dyn Stream<Item = _> + Send>>
         };
         let merged = choices.into_iter().enumerate().map(stream).collect();
-        Ok(Self { app: app.clone(), merged, n_choices, n, usage })
+        Ok(Self { app: app.clone(), merged, n_choices, best_of: plan.best_of, n: plan.n, usage })
     }
 
     /// The next piece of any choice; `None` when all are complete. Cancel safe.
@@ -93,7 +97,7 @@ impl Answers {
         loop {
             match self.merged.next().await? {
                 // Each prompt counts once, however many choices share it.
-                (index, Ok(Update::Started { cached_tokens })) if index % self.n == 0 => {
+                (index, Ok(Update::Started { cached_tokens })) if index % self.best_of == 0 => {
                     self.usage.prompt_tokens_details.cached_tokens += cached_tokens;
                 }
                 (_, Ok(Update::Started { .. })) => {}
@@ -196,6 +200,7 @@ impl Header {
             system_fingerprint: &self.fingerprint,
             service_tier,
             prompt_token_ids: None,
+            prompt_logprobs: None,
         }
     }
 }
@@ -245,10 +250,26 @@ async fn whole<F: Format>(mut answers: Answers, header: Header, format: F) -> Re
         let (index, delta) = piece.map_err(locate::<F>)?;
         choices[index].join(delta);
     }
+    let choices = best(choices, answers.best_of, answers.n);
+    let prompt_logprobs = choices.first().and_then(|choice| format.prompt_logprobs(choice));
     let choices = choices.into_iter().enumerate();
     let choices = choices.map(|(index, choice)| format.whole(index, choice)).collect();
     let mut answer = header.answer(F::OBJECT, F::SERVICE_TIER, choices);
     answer.usage = Some(Some(answers.usage()));
     answer.prompt_token_ids = format.prompt_token_ids();
+    answer.prompt_logprobs = prompt_logprobs;
     Ok(Json(answer).into_response())
+}
+
+/// Of each `best_of` choices, which have one prompt, the `n` whose tokens are the most probable, the best first. All as
+/// they are where none is to be left out.
+fn best(mut choices: Vec<Delta>, best_of: usize, n: usize) -> Vec<Delta> {
+    if best_of == n {
+        return choices;
+    }
+    let of_prompt = |choices: &mut [Delta]| {
+        choices.sort_by(|a, b| b.mean_logprob().total_cmp(&a.mean_logprob())); // stable: the first of equals
+        choices.iter_mut().take(n).map(std::mem::take).collect::<Vec<_>>()
+    };
+    choices.chunks_mut(best_of).flat_map(of_prompt).collect()
 }

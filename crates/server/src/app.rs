@@ -144,6 +144,13 @@ pub struct ServedModel {
     pub kv_cache: KvCacheInfo,
 }
 
+impl ServedModel {
+    /// Ids below it can be drawn: those that are tokens and have a row in the output matrix.
+    pub(crate) fn drawable(&self) -> usize {
+        self.tokenizer.vocab_size().min(self.vocab_size)
+    }
+}
+
 /// Sampling of requests that do not say, from generation_config.json.
 #[derive(Debug, Clone, Default)]
 pub struct Defaults {

@@ -5,7 +5,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 use openai::{
     CallChunk, CalledFunction, ChatChoice, ChatChunkChoice, ChatDelta, ChatMessage, ChatRequest,
-    FunctionChunk, ToolCall,
+    FunctionChunk, PromptLogprobs, ToolCall,
 };
 
 use crate::answers::{Answers, Format, Header, respond};
@@ -37,6 +37,7 @@ pub(crate) async fn answer(
             as_ids: generation.return_tokens_as_token_ids,
         },
         logprobs: request.logprobs.is_some(),
+        prompt_logprobs: generation.prompt_logprobs,
         prompt_token_ids: generation.return_token_ids.then(|| plan.prompts[0].to_vec()),
     };
     let header = Header::new::<Chat>(name, model.fingerprint.clone());
@@ -48,6 +49,7 @@ pub(crate) async fn answer(
 struct Chat {
     names: TokenNames,
     logprobs: bool,
+    prompt_logprobs: Option<usize>,
     prompt_token_ids: Option<Vec<u32>>,
 }
 
@@ -135,6 +137,10 @@ impl Format for Chat {
 
     fn prompt_token_ids(&self) -> Option<Vec<u32>> {
         self.prompt_token_ids.clone()
+    }
+
+    fn prompt_logprobs(&self, choice: &Delta) -> Option<PromptLogprobs> {
+        self.prompt_logprobs.map(|top| self.names.prompt(&choice.prompt, top))
     }
 }
 

@@ -6,7 +6,7 @@ use axum::Extension;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use engine::grammar::Constraint;
-use openai::{CompletionChoice, CompletionRequest, Error, Generation, Prompt};
+use openai::{CompletionChoice, CompletionRequest, Error, Generation, Prompt, PromptLogprobs};
 
 use crate::answers::{Answers, Format, Header, respond};
 use crate::app::{App, ServedModel};
@@ -16,7 +16,7 @@ use crate::constrain;
 use crate::decode::Delta;
 use crate::errors::{ApiError, internal};
 use crate::logprobs::TokenNames;
-use crate::plan::{Asked, Plan};
+use crate::plan::{Asked, Plan, prompt_len_max};
 
 pub(crate) async fn answer(
     State(app): State<App>,
@@ -28,28 +28,32 @@ pub(crate) async fn answer(
     let model = app.ready_model()?;
     let parsed = CompletionRequest::parse(&body, model.vocab_size)?;
     app.note_ignored(&parsed.ignored);
-    let CompletionRequest { generation, prompts, max_tokens_defaulted, logprobs, echo, add_special_tokens } =
-        parsed.request;
+    let request = parsed.request;
+    let CompletionRequest { generation, best_of, logprobs, echo, .. } = request;
     let name = app.served_name(generation.model.as_deref())?;
     let prompts = {
-        let app = app.clone();
+        let (app, prompts) = (app.clone(), request.prompts);
+        let (special, len_max) = (request.add_special_tokens, prompt_len_max(model, &generation));
         crate::tokenize::off_thread(body.len(), move || {
             let model = app.model().ok_or_else(|| internal("the model is gone"))?;
-            encode(model, prompts, add_special_tokens)
+            encode(model, prompts, special, len_max)
         })
         .await?
     };
     let param = Completion::PROMPT_PARAM;
-    let (drawn, may_cut) = (Vec::new(), max_tokens_defaulted);
+    let (drawn, may_cut) = (Vec::new(), request.max_tokens_defaulted);
     let constraint = constraint(&app, &generation).await?;
-    let asked = Asked { param, prompts, drawn, logprobs, constraint, speech: None, echo, may_cut, caller };
+    let asked =
+        Asked { param, prompts, drawn, best_of, logprobs, constraint, speech: None, echo, may_cut, caller };
     let plan = Plan::new(model, &generation, asked)?;
     let format = Completion {
         names: TokenNames {
             tokenizer: model.tokenizer.clone(),
             as_ids: generation.return_tokens_as_token_ids,
         },
-        logprobs: logprobs.is_some(),
+        logprobs,
+        echo,
+        prompt_logprobs: generation.prompt_logprobs,
         return_token_ids: generation.return_token_ids,
         prompts: plan.prompts.clone(),
         n: plan.n,
@@ -70,11 +74,12 @@ fn encode(
     model: &ServedModel,
     prompts: Vec<Prompt>,
     add_special_tokens: bool,
+    len_max: usize,
 ) -> Result<Vec<Vec<u32>>, Error> {
     let ids = |prompt| match prompt {
         Prompt::Ids(ids) => Ok(ids),
         Prompt::Text(text) => match model.tokenizer.tokens_min(text.len()) {
-            at_least if at_least >= model.context_len => {
+            at_least if at_least > len_max => {
                 Err(Error::prompt_length(Completion::PROMPT_PARAM, model.context_len, at_least))
             }
             _ => crate::tokenize::encode_text(model, &text, add_special_tokens),
@@ -86,10 +91,13 @@ fn encode(
 /// The completion format: pieces and answers look alike.
 struct Completion {
     names: TokenNames,
-    logprobs: bool,
+    /// Beside each token.
+    logprobs: Option<usize>,
+    echo: bool,
+    prompt_logprobs: Option<usize>,
     return_token_ids: bool,
     prompts: Vec<Arc<Vec<u32>>>,
-    /// Choices a prompt.
+    /// Choices told of each.
     n: usize,
 }
 
@@ -116,12 +124,14 @@ impl Format for Completion {
     }
 
     fn whole(&self, index: usize, choice: Delta) -> CompletionChoice {
-        let tokens = || choice.prompt.iter().chain(&choice.tokens);
+        let echoed = if self.echo { choice.prompt.as_slice() } else { &[] };
+        let tokens = || echoed.iter().chain(&choice.tokens);
         let ids = || choice.tokens.iter().map(|token| token.id).collect();
         let prompt = || self.prompts[index / self.n].to_vec();
         CompletionChoice {
             index,
-            logprobs: self.logprobs.then(|| self.names.completion(tokens())),
+            logprobs: self.logprobs.map(|top| self.names.completion(tokens(), top)),
+            prompt_logprobs: self.prompt_logprobs.map(|top| self.names.prompt(&choice.prompt, top)),
             prompt_token_ids: self.return_token_ids.then(prompt),
             token_ids: self.return_token_ids.then(ids),
             text: choice.text(),
@@ -131,6 +141,10 @@ impl Format for Completion {
     }
 
     fn prompt_token_ids(&self) -> Option<Vec<u32>> {
+        None
+    }
+
+    fn prompt_logprobs(&self, _choice: &Delta) -> Option<PromptLogprobs> {
         None
     }
 }

@@ -15,7 +15,7 @@ pub(crate) fn compiler(
     observe: impl Fn(std::time::Duration) + Send + Sync + 'static,
 ) -> Compiler {
     let (tokenizer, eos_ids) = (model.tokenizer.clone(), model.eos_ids.clone());
-    let sampled = tokenizer.vocab_size().min(model.vocab_size) as u32;
+    let sampled = model.drawable() as u32;
     let vocabulary = move || Vocabulary {
         tokens: (0..sampled).map(|id| tokenizer.token_bytes(id)).collect(),
         control: (0..sampled).filter(|&id| tokenizer.is_control(id)).collect(),

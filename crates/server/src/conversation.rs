@@ -11,7 +11,7 @@ use crate::app::{App, ServedModel};
 use crate::auth::Caller;
 use crate::constrain;
 use crate::errors::internal;
-use crate::plan::{Asked, Plan};
+use crate::plan::{Asked, Plan, prompt_len_max};
 use crate::speech::Speech;
 use crate::tokenize;
 
@@ -43,6 +43,7 @@ pub(crate) async fn plan(
         param,
         prompts: vec![prompt.ids],
         drawn: prompt.answers,
+        best_of: request.generation.n,
         logprobs: request.logprobs,
         constraint,
         speech: Some(Arc::new(speech)),
@@ -67,7 +68,8 @@ async fn encode(
     let app = app.clone();
     let work = move || {
         let model: &ServedModel = app.model().ok_or_else(|| internal("the model is gone"))?;
-        let ChatRequest { messages, tools, add_generation_prompt, chat_template_kwargs, .. } = &request;
+        let ChatRequest { generation, messages, tools, add_generation_prompt, chat_template_kwargs, .. } =
+            &request;
         let prompt = tokenize::encode_chat(
             model,
             app.dialect(),
@@ -75,7 +77,7 @@ async fn encode(
             tools,
             *add_generation_prompt,
             chat_template_kwargs,
-            model.context_len - 1,
+            prompt_len_max(model, generation).saturating_sub(1),
         )?;
         Ok((request, prompt))
     };

@@ -26,7 +26,7 @@ pub(crate) struct ScoredToken {
 pub(crate) struct Delta {
     /// What the model says, in order; no piece is empty but a call without arguments.
     pub(crate) said: Vec<Said>,
-    /// With `echo`: the prompt's tokens.
+    /// The prompt's tokens, if they are wanted.
     pub(crate) prompt: Vec<ScoredToken>,
     /// Generated tokens, EOS and stop ids included.
     pub(crate) tokens: Vec<ScoredToken>,
@@ -70,6 +70,13 @@ impl Finish {
 }
 
 impl Delta {
+    /// Of its tokens, which have log probabilities.
+    pub(crate) fn mean_logprob(&self) -> f64 {
+        let chosen = self.tokens.iter().filter_map(|token| token.logprobs.as_ref());
+        let sum: f64 = chosen.map(|logprobs| f64::from(logprobs.chosen)).sum();
+        sum / self.tokens.len().max(1) as f64
+    }
+
     pub(crate) fn join(&mut self, next: Self) {
         next.said.into_iter().for_each(|said| self.say(said));
         self.prompt.extend(next.prompt);
@@ -134,8 +141,10 @@ pub(crate) struct DecodeOptions {
     pub(crate) include_stop: bool,
     /// Text of so many tokens is not searched for stop strings.
     pub(crate) min_tokens: usize,
-    /// The prompt stands before the answer.
-    pub(crate) echo: Option<Arc<Vec<u32>>>,
+    /// Its tokens are told.
+    pub(crate) prompt: Option<Arc<Vec<u32>>>,
+    /// And its text stands before the answer.
+    pub(crate) echo: bool,
     /// Reasoning and calls are told apart from the text.
     pub(crate) speech: Option<Arc<Speech>>,
 }
@@ -173,13 +182,16 @@ impl Decoder {
         }
     }
 
-    /// Puts the prompt before the answer. `scores` belong to its second token and those after.
-    fn echo(&mut self, scores: Vec<Logprobs>) {
-        let Some(prompt) = self.options.echo.clone() else { return };
+    /// Tells the prompt, if it is wanted. `scores` belong to its second token and those after.
+    fn prompt(&mut self, scores: Vec<Logprobs>) {
+        let Some(prompt) = self.options.prompt.clone() else { return };
         let mut scores = scores.into_iter().map(Some);
         for (i, &id) in prompt.iter().enumerate() {
             let logprobs = if i == 0 { None } else { scores.next().flatten() };
             self.pending.prompt.push(ScoredToken { id, text_offset: self.n_chars, logprobs });
+            if !self.options.echo {
+                continue;
+            }
             let text = self.detokenizer.push(id);
             self.n_chars += text.chars().count();
             self.pending.say(Said::Text(text));
@@ -265,7 +277,7 @@ pub(crate) struct Choice {
     decoder: Decoder,
     timer: SequenceTimer,
     scores: Vec<Logprobs>,
-    echoed: bool,
+    told_prompt: bool,
     ready: VecDeque<Update>,
 }
 
@@ -276,7 +288,7 @@ impl Choice {
             decoder: Decoder::new(options),
             timer,
             scores: Vec::new(),
-            echoed: false,
+            told_prompt: false,
             ready: VecDeque::new(),
         }
     }
@@ -315,14 +327,14 @@ impl Choice {
         Ok(())
     }
 
-    fn echo(&mut self) {
-        if !std::mem::replace(&mut self.echoed, true) {
-            self.decoder.echo(std::mem::take(&mut self.scores));
+    fn prompt(&mut self) {
+        if !std::mem::replace(&mut self.told_prompt, true) {
+            self.decoder.prompt(std::mem::take(&mut self.scores));
         }
     }
 
     fn tokens(&mut self, tokens: Vec<Token>) {
-        self.echo();
+        self.prompt();
         for token in tokens {
             self.timer.token();
             self.decoder.token(token);
@@ -335,7 +347,7 @@ impl Choice {
     }
 
     fn finish(&mut self, reason: FinishReason) {
-        self.echo();
+        self.prompt();
         let (last, finish) = self.decoder.end(reason);
         self.timer.finish(match finish.finish.as_ref().map(Finish::as_str) {
             Some("stop") => Finished::Stop,

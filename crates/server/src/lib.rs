@@ -22,6 +22,7 @@ mod messages;
 mod metrics;
 mod plan;
 mod responses;
+mod restrict;
 mod routes;
 mod serve;
 mod speech;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use engine::request::Logprobs;
-use openai::{ChatLogprobs, CompletionLogprobs, TokenLogprob, TokenMap, TopLogprob};
+use openai::{
+    ChatLogprobs, CompletionLogprobs, PromptLogprobs, PromptScore, PromptScores, TokenLogprob, TokenMap,
+    TopLogprob,
+};
 use text::Tokenizer;
 
 use crate::decode::ScoredToken;
@@ -40,22 +43,27 @@ impl TokenNames {
         ChatLogprobs { content: tokens.iter().filter_map(scored).collect(), refusal: None }
     }
 
-    pub(crate) fn completion<'a>(&self, tokens: impl Iterator<Item = &'a ScoredToken>) -> CompletionLogprobs {
+    /// `top`: so many beside each token.
+    pub(crate) fn completion<'a>(
+        &self,
+        tokens: impl Iterator<Item = &'a ScoredToken>,
+        top: usize,
+    ) -> CompletionLogprobs {
         let mut lists = CompletionLogprobs::default();
         for token in tokens {
             lists.tokens.push(self.name(token.id));
             lists.text_offset.push(token.text_offset);
             lists.token_logprobs.push(token.logprobs.as_ref().map(|l| finite(l.chosen)));
-            lists.top_logprobs.push(token.logprobs.as_ref().map(|l| self.map(token.id, l)));
+            lists.top_logprobs.push(token.logprobs.as_ref().map(|l| self.map(token.id, l, top)));
         }
         lists
     }
 
     /// The best tokens by name, and the chosen one if it is not among them.
-    fn map(&self, id: u32, logprobs: &Logprobs) -> TokenMap {
-        let mut map: Vec<(String, f32)> = Vec::with_capacity(logprobs.top.len() + 1);
+    fn map(&self, id: u32, logprobs: &Logprobs, top: usize) -> TokenMap {
+        let mut map: Vec<(String, f32)> = Vec::with_capacity(top + 1);
         let chosen = std::iter::once((id, logprobs.chosen));
-        for (id, logprob) in logprobs.top.iter().copied().chain(chosen) {
+        for (id, logprob) in logprobs.top.iter().take(top).copied().chain(chosen) {
             let name = self.name(id);
             // Several tokens may share a text (parts of characters): the best one keeps it.
             if map.iter().all(|(known, _)| *known != name) {
@@ -63,6 +71,32 @@ impl TokenNames {
             }
         }
         TokenMap(map)
+    }
+
+    /// Of a prompt. `top`: so many beside each token.
+    pub(crate) fn prompt(&self, tokens: &[ScoredToken], top: usize) -> PromptLogprobs {
+        let scores = |token: &ScoredToken| token.logprobs.as_ref().map(|l| self.scores(token.id, l, top));
+        tokens.iter().map(scores).collect()
+    }
+
+    fn scores(&self, id: u32, logprobs: &Logprobs, top: usize) -> PromptScores {
+        let score = |id, logprob, rank| {
+            let decoded_token = self.tokenizer.token_text(id);
+            (id, PromptScore { logprob: finite(logprob), rank, decoded_token })
+        };
+        let mut scores = Vec::with_capacity(top + 1);
+        scores.push(score(id, logprobs.chosen, logprobs.rank));
+        let (mut rank, mut last) = (1, f32::INFINITY);
+        for (place, &(other, logprob)) in (1..).zip(logprobs.top.iter().take(top)) {
+            // Equals share a rank.
+            if logprob < last {
+                (rank, last) = (place, logprob);
+            }
+            if other != id {
+                scores.push(score(other, logprob, rank));
+            }
+        }
+        PromptScores(scores)
     }
 }
 

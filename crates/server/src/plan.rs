@@ -1,34 +1,41 @@
 //! What the engine is asked to do for one API request.
 
+use std::cmp::max;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
 use engine::grammar::Constraint;
 use engine::request::{Request, Sampling};
-use openai::{Error, Generation};
+use openai::{Error, Generation, Truncation};
 
 use crate::app::ServedModel;
 use crate::auth::Caller;
 use crate::decode::DecodeOptions;
+use crate::restrict::Restriction;
 use crate::speech::Speech;
 
 /// A `logit_bias` that bans a token.
 const BAN: f32 = -100.0;
 /// Below it a temperature is greedy: dividing logits by it would overflow.
 const TEMPERATURE_MIN: f32 = 1e-5;
+/// Log probabilities of prompt tokens in one answer: some 100 bytes each, as JSON.
+const PROMPT_SCORES_MAX: usize = 1 << 20;
 
 /// Prompts as ids, and how to go on from each. Lengths are checked.
 pub(crate) struct Plan {
     pub(crate) prompts: Vec<Arc<Vec<u32>>>,
-    /// Choices a prompt.
+    /// Choices that are told of each prompt.
     pub(crate) n: usize,
+    /// Choices that are drawn from each, at least `n`.
+    pub(crate) best_of: usize,
     /// As the metrics count it: the longest answer that was allowed.
     pub(crate) max_tokens: usize,
     budgets: Vec<usize>,
     template: Request,
     decode: DecodeOptions,
-    echo: bool,
+    /// The prompt's tokens are told.
+    tells_prompt: bool,
 }
 
 /// What chat and completions say each in their own way.
@@ -38,6 +45,7 @@ pub(crate) struct Asked {
     pub(crate) prompts: Vec<Vec<u32>>,
     /// Tokens of the prompt that the model drew itself, where that is known and the prompt is one.
     pub(crate) drawn: Vec<Range<usize>>,
+    pub(crate) best_of: usize,
     pub(crate) logprobs: Option<usize>,
     pub(crate) constraint: Option<Constraint>,
     pub(crate) speech: Option<Arc<Speech>>,
@@ -48,7 +56,8 @@ pub(crate) struct Asked {
 }
 
 impl Plan {
-    pub(crate) fn new(model: &ServedModel, generation: &Generation, asked: Asked) -> Result<Self, Error> {
+    pub(crate) fn new(model: &ServedModel, generation: &Generation, mut asked: Asked) -> Result<Self, Error> {
+        truncate(model.context_len, generation, &mut asked);
         let budget = |prompt: &Vec<u32>| budget(model.context_len, generation, &asked, prompt.len());
         let budgets = asked.prompts.iter().map(budget).collect::<Result<Vec<_>, _>>()?;
         let eos_ids = if generation.ignore_eos { Vec::new() } else { model.eos_ids.clone() };
@@ -64,31 +73,40 @@ impl Plan {
             stop_token_ids: generation.stop_token_ids.clone(),
             include_stop: generation.include_stop_str_in_output,
             min_tokens: generation.min_tokens,
-            echo: None,
+            prompt: None,
+            echo: asked.echo,
             speech: asked.speech.clone(),
         };
         check_prompts(model, &asked)?;
+        let prompt_logprobs = max(generation.prompt_logprobs, asked.logprobs.filter(|_| asked.echo));
+        check_scores(generation, &asked, prompt_logprobs)?;
+        let restriction = Restriction::of(model, generation)?;
+        check_drawable(model, generation, restriction.as_ref())?;
         let template = Request {
             drawn: asked.drawn,
-            n: generation.n,
+            n: asked.best_of,
             min_new_tokens: generation.min_tokens,
             stop_ids,
             sampling: sampling(model, generation),
-            constraint: asked.constraint,
-            logprobs: asked.logprobs,
-            prompt_logprobs: asked.logprobs.filter(|_| asked.echo),
+            constraint: match restriction {
+                Some(restriction) => Some(restriction.with(asked.constraint)),
+                None => asked.constraint,
+            },
+            // The best are told by them.
+            logprobs: asked.logprobs.or((asked.best_of > generation.n).then_some(0)),
+            prompt_logprobs,
             priority: generation.priority,
             cache_salt: asked.caller.cache_salt(generation.cache_salt.as_deref()),
             ..Request::default()
         };
-        check_drawable(model, &template)?;
         Ok(Self {
             n: generation.n,
+            best_of: asked.best_of,
             max_tokens: budgets.iter().copied().max().unwrap_or(0),
             budgets,
             template,
             decode,
-            echo: asked.echo,
+            tells_prompt: asked.echo || generation.prompt_logprobs.is_some(),
             prompts: asked.prompts.into_iter().map(Arc::new).collect(),
         })
     }
@@ -97,9 +115,31 @@ impl Plan {
     pub(crate) fn requests(&self) -> impl Iterator<Item = (Request, DecodeOptions)> + '_ {
         self.prompts.iter().zip(&self.budgets).map(|(prompt, &max_new_tokens)| {
             let request = Request { prompt: prompt.to_vec(), max_new_tokens, ..self.template.clone() };
-            let echo = self.echo.then(|| Arc::clone(prompt));
-            (request, DecodeOptions { echo, ..self.decode.clone() })
+            let prompt = self.tells_prompt.then(|| Arc::clone(prompt));
+            (request, DecodeOptions { prompt, ..self.decode.clone() })
         })
+    }
+}
+
+/// The longest prompt that can be served: one that is surely longer need not be counted.
+pub(crate) fn prompt_len_max(model: &ServedModel, generation: &Generation) -> usize {
+    if generation.truncate_prompt_tokens.is_some() { usize::MAX } else { model.context_len }
+}
+
+/// Keeps the end of each prompt, as much as the client wants.
+fn truncate(context_len: usize, generation: &Generation, asked: &mut Asked) {
+    let kept = match generation.truncate_prompt_tokens {
+        None => return,
+        Some(Truncation::Last(most)) => most,
+        Some(Truncation::Fit) => {
+            let answer = generation.max_tokens.unwrap_or(1).max(generation.min_tokens);
+            context_len.saturating_sub(answer).max(1)
+        }
+    };
+    for prompt in asked.prompts.iter_mut().filter(|prompt| prompt.len() > kept) {
+        prompt.drain(..prompt.len() - kept);
+        // Past answers were drawn after other tokens than they follow now.
+        asked.drawn.clear();
     }
 }
 
@@ -160,25 +200,47 @@ fn check_prompts(model: &ServedModel, asked: &Asked) -> Result<(), Error> {
     Err(Error::value(param, message))
 }
 
+/// What is told of prompt tokens is bounded before any of it is computed. `top`: so many beside each.
+fn check_scores(generation: &Generation, asked: &Asked, top: Option<usize>) -> Result<(), Error> {
+    let Some(top) = top else { return Ok(()) };
+    let n_tokens: usize = asked.prompts.iter().map(Vec::len).sum();
+    let all = n_tokens.saturating_mul(top + 1).saturating_mul(asked.best_of);
+    if all <= PROMPT_SCORES_MAX {
+        return Ok(());
+    }
+    let field = if generation.prompt_logprobs == Some(top) { "prompt_logprobs" } else { "logprobs" };
+    let message = format!(
+        "`{field}` is {top}: for {n_tokens} prompt tokens and {} choices of each prompt these are {all} log \
+         probabilities; at most {PROMPT_SCORES_MAX} are allowed. Lower it, or send fewer tokens at once.",
+        asked.best_of
+    );
+    Err(Error::value(field, message))
+}
+
 /// A first token must be left to draw.
-fn check_drawable(model: &ServedModel, request: &Request) -> Result<(), Error> {
-    let drawable = model.tokenizer.vocab_size().min(model.vocab_size);
-    let biases = &request.sampling.logit_bias;
-    let delayed = if request.min_new_tokens > 0 { request.stop_ids.as_slice() } else { &[] };
-    // Nearly always: the lists are short and the vocabulary is large.
-    if biases.len() + delayed.len() < drawable {
-        return Ok(());
-    }
-    let banned = biases.iter().filter(|(_, bias)| *bias <= BAN).map(|(id, _)| id);
+fn check_drawable(
+    model: &ServedModel,
+    generation: &Generation,
+    restriction: Option<&Restriction>,
+) -> Result<(), Error> {
+    let ends = model.eos_ids.iter().filter(|_| !generation.ignore_eos).chain(&generation.stop_token_ids);
+    let delayed = ends.filter(|_| generation.min_tokens > 0);
+    let banned = generation.logit_bias.iter().filter(|(_, bias)| *bias <= BAN).map(|(id, _)| id);
     let excluded: HashSet<&u32> = banned.chain(delayed).collect();
-    if excluded.iter().filter(|&&&id| (id as usize) < drawable).count() < drawable {
+    let allows = |id: &u32| restriction.is_none_or(|restriction| restriction.allows(*id));
+    if (0..model.drawable() as u32).any(|id| allows(&id) && !excluded.contains(&id)) {
         return Ok(());
     }
-    Err(Error::value(
-        "logit_bias",
-        "`logit_bias` leaves no token to begin the answer with (before `min_tokens` none that ends \
-         it counts). Ban fewer tokens.",
-    ))
+    let field = match generation {
+        Generation { allowed_token_ids: Some(_), .. } => "allowed_token_ids",
+        Generation { bad_words, .. } if !bad_words.is_empty() => "bad_words",
+        _ => "logit_bias",
+    };
+    let message = format!(
+        "`{field}` leaves no token to begin the answer with: what `logit_bias`, `bad_words` and \
+         `allowed_token_ids` exclude adds up, and before `min_tokens` none that ends it counts. Exclude fewer tokens."
+    );
+    Err(Error::value(field, message))
 }
 
 fn sampling(model: &ServedModel, generation: &Generation) -> Sampling {

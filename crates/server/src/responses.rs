@@ -32,7 +32,7 @@ pub(crate) async fn answer(
     let defaults = [("temperature", model.defaults.temperature), ("top_p", model.defaults.top_p)];
     for (key, default) in defaults {
         if echo.get(key).is_none_or(|value| value.is_null()) {
-            echo.insert(key.to_owned(), default.unwrap_or(1.0).into());
+            echo.insert(key.to_owned(), plainly(default.unwrap_or(1.0)).into());
         }
     }
     let (chat, plan) = conversation::plan(&app, body.len(), chat, caller, PROMPT_PARAM).await?;
@@ -42,6 +42,11 @@ pub(crate) async fn answer(
     let blocks = Blocks::Responses(events, chat.logprobs.is_some().then_some(names));
     let answers = Answers::submit(&app, &*model.engine, plan)?;
     blocks::respond(&app, answers, blocks, PROMPT_PARAM, chat.generation.stream.is_some()).await
+}
+
+/// As a person wrote it: 0.3, not what f32 makes of it in f64.
+fn plainly(number: f32) -> f64 {
+    number.to_string().parse().unwrap_or(f64::from(number))
 }
 
 /// There is none to be found.

@@ -131,6 +131,8 @@ async fn streamed_equals_whole() {
         json!({"stop": ["e", "a", " "], "min_tokens": 3, "max_tokens": 40, "return_token_ids": true}),
         json!({"ignore_eos": true, "logit_bias": {"1": 100}, "max_completion_tokens": 4}),
         json!({"presence_penalty": 1, "frequency_penalty": 1, "repetition_penalty": 1.2}),
+        json!({"truncate_prompt_tokens": 3, "return_token_ids": true, "n": 2}),
+        json!({"bad_words": ["e", "the", "a b"], "allowed_token_ids": (100..400).collect::<Vec<_>>(), "n": 2}),
     ] {
         check_streamed_is_whole(&server, CHAT, &chat(fields)).await;
     }

@@ -98,6 +98,14 @@ impl Opening {
     }
 }
 
+impl Opening {
+    /// Of an answer that goes on with a text.
+    pub fn within(text: Option<&str>) -> Self {
+        let text = text.unwrap_or_default();
+        if text.rfind(THINK) > text.rfind(THINK_END) { Self::Thinking } else { Self::Thought }
+    }
+}
+
 impl Dialect {
     /// By the tags in the chat template.
     pub fn detect(template: Option<&str>) -> Self {

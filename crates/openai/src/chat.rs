@@ -6,7 +6,7 @@ use crate::Parsed;
 use crate::common::Generation;
 use crate::error::{Error, Result};
 use crate::fields::Fields;
-use crate::message::{Message, take_messages};
+use crate::message::{Message, Role, take_messages};
 use crate::tools::{ToolChoice, Tools};
 
 /// Template variables that a request may not replace.
@@ -20,12 +20,45 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// Log probabilities of each token and of so many beside it.
     pub logprobs: Option<usize>,
-    pub add_generation_prompt: bool,
+    pub ending: Ending,
     /// What thinking asks of the template is in it.
     pub chat_template_kwargs: Map<String, Value>,
     pub tools: Tools,
     /// Reasoning is told, if the model does any.
     pub include_reasoning: bool,
+}
+
+/// How the prompt ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ending {
+    /// Where the template lets an answer begin.
+    #[default]
+    GenerationPrompt,
+    /// Behind the last message, as the template closes it.
+    Closed,
+    /// With the last message's text, an assistant's: the answer goes on with it.
+    Open,
+}
+
+impl Ending {
+    pub(crate) fn take(fields: &mut Fields, messages: &[Message]) -> Result<Self> {
+        let prompt = fields.bool("add_generation_prompt")?;
+        if !fields.bool("continue_final_message")?.unwrap_or(false) {
+            return Ok(if prompt.unwrap_or(true) { Self::GenerationPrompt } else { Self::Closed });
+        }
+        if prompt == Some(true) {
+            let message =
+                "`continue_final_message` and `add_generation_prompt` exclude each other. Give one of them.";
+            return Err(Error::value("continue_final_message", message));
+        }
+        let has_text = |last: &Message| last.content.as_ref().is_some_and(|text| !text.trim().is_empty());
+        if !messages.last().is_some_and(|last| last.role == Role::Assistant && has_text(last)) {
+            let message =
+                "`continue_final_message` needs an assistant's message with a text at the end of `messages`.";
+            return Err(Error::value("continue_final_message", message));
+        }
+        Ok(Self::Open)
+    }
 }
 
 impl ChatRequest {
@@ -35,6 +68,7 @@ impl ChatRequest {
         crate::unserved::refuse_in_chat(&mut fields)?;
         let mut generation = Generation::take(&mut fields, vocab_size)?;
         let messages = take_messages(&mut fields)?;
+        let ending = Ending::take(&mut fields, &messages)?;
         let max_tokens = fields.int("max_tokens", 1..=i64::MAX)?;
         let max_completion_tokens = fields.int("max_completion_tokens", 1..=i64::MAX)?;
         generation.max_tokens = max_completion_tokens.or(max_tokens).map(|n| n as usize);
@@ -49,7 +83,7 @@ impl ChatRequest {
             generation,
             messages,
             logprobs: take_logprobs(&mut fields)?,
-            add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
+            ending,
             chat_template_kwargs,
             tools,
             include_reasoning: fields.bool("include_reasoning")?.unwrap_or(true),

@@ -25,7 +25,7 @@ pub use answer::{
     CompletionLogprobs, CompletionTokensDetails, FunctionChunk, PromptLogprobs, PromptScore, PromptScores,
     PromptTokensDetails, StopReason, TokenLogprob, TokenMap, TopLogprob, Usage,
 };
-pub use chat::ChatRequest;
+pub use chat::{ChatRequest, Ending};
 pub use common::{Generation, StreamOptions, Truncation};
 pub use completion::{CompletionRequest, Prompt};
 pub use constraint::{Constrained, Constraint};

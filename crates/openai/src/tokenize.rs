@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::Parsed;
+use crate::chat::Ending;
 use crate::error::{Error, Result};
 use crate::fields::{Fields, missing, to_ids};
 use crate::message::{Message, take_messages};
@@ -12,12 +13,7 @@ use crate::tools::Tools;
 #[derive(Debug, Clone, PartialEq)]
 pub enum TokenizeInput {
     Text(String),
-    Chat {
-        messages: Vec<Message>,
-        add_generation_prompt: bool,
-        chat_template_kwargs: Map<String, Value>,
-        tools: Tools,
-    },
+    Chat { messages: Vec<Message>, ending: Ending, chat_template_kwargs: Map<String, Value>, tools: Tools },
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -48,9 +44,10 @@ impl TokenizeRequest {
             None => {
                 let mut chat_template_kwargs = crate::chat::take_template_kwargs(&mut fields)?;
                 crate::chat::take_thinking(&mut fields, &mut chat_template_kwargs)?;
+                let messages = take_messages(&mut fields)?;
                 TokenizeInput::Chat {
-                    messages: take_messages(&mut fields)?,
-                    add_generation_prompt: fields.bool("add_generation_prompt")?.unwrap_or(true),
+                    ending: Ending::take(&mut fields, &messages)?,
+                    messages,
                     chat_template_kwargs,
                     tools: Tools::take(&mut fields)?,
                 }

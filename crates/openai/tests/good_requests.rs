@@ -1,7 +1,7 @@
 //! Requests that must be understood, and the shapes of errors.
 
 use openai::{
-    ChatRequest, Code, CompletionRequest, Error, Generation, Prompt, PromptScore, PromptScores,
+    ChatRequest, Code, CompletionRequest, Ending, Error, Generation, Prompt, PromptScore, PromptScores,
     StreamOptions, Truncation,
 };
 use proptest::prelude::*;
@@ -23,7 +23,7 @@ fn defaults_are_the_documented_ones() {
     let plain = Generation { n: 1, skip_special_tokens: true, ..Generation::default() };
     let request = chat("");
     assert_eq!(request.generation, plain);
-    assert!(request.add_generation_prompt);
+    assert_eq!(request.ending, Ending::GenerationPrompt);
     let request = completion(r#"{"prompt":"a"}"#);
     assert_eq!(request.generation, Generation { max_tokens: Some(16), ..plain });
     assert!(request.max_tokens_defaulted && request.add_special_tokens && !request.echo);

@@ -258,7 +258,11 @@ fn what_is_asked_arrives() {
     let generation = &chat.generation;
     assert_eq!((generation.model.as_deref(), generation.max_tokens, generation.n), (Some("m"), Some(9), 1));
     assert_eq!((generation.temperature, generation.top_p, generation.seed), (Some(0.7), Some(0.9), Some(3)));
-    assert!(generation.stream.is_some() && !chat.include_reasoning && chat.add_generation_prompt);
+    assert!(
+        generation.stream.is_some()
+            && !chat.include_reasoning
+            && chat.ending == openai::Ending::GenerationPrompt
+    );
     assert_eq!(chat.logprobs, Some(2));
     assert_eq!(chat.chat_template_kwargs["thinking"], false);
     assert_eq!(chat.chat_template_kwargs["reasoning_effort"], "none");

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use dialect::{Choice, Dialect, Opening};
 use engine::grammar::Constraint;
-use openai::{ChatRequest, Code, Error, ToolChoice, Tools};
+use openai::{ChatRequest, Code, Ending, Error, ToolChoice, Tools};
 use text::EncodedChat;
 
 use crate::app::{App, ServedModel};
@@ -30,10 +30,10 @@ pub(crate) async fn plan(
     let model = app.ready_model()?;
     let dialect = app.dialect();
     let tail = &prompt.ids[prompt.ids.len().saturating_sub(TAIL)..];
-    let opening = if request.add_generation_prompt {
-        Opening::of(&model.tokenizer.decode(tail, false))
-    } else {
-        Opening::Thought // the text goes on where the conversation ended
+    let opening = match request.ending {
+        Ending::GenerationPrompt => Opening::of(&model.tokenizer.decode(tail, false)),
+        Ending::Closed => Opening::Thought, // the text goes on where the conversation ended
+        Ending::Open => Opening::within(request.messages.last().and_then(|last| last.content.as_deref())),
     };
     let constraint = constraint(app, dialect, opening, &request).await?;
     let tools = if request.tools.choice == ToolChoice::None { Vec::new() } else { tools(&request.tools) };
@@ -68,14 +68,13 @@ async fn encode(
     let app = app.clone();
     let work = move || {
         let model: &ServedModel = app.model().ok_or_else(|| internal("the model is gone"))?;
-        let ChatRequest { generation, messages, tools, add_generation_prompt, chat_template_kwargs, .. } =
-            &request;
+        let ChatRequest { generation, messages, tools, ending, chat_template_kwargs, .. } = &request;
         let prompt = tokenize::encode_chat(
             model,
             app.dialect(),
             messages,
             tools,
-            *add_generation_prompt,
+            *ending,
             chat_template_kwargs,
             prompt_len_max(model, generation).saturating_sub(1),
         )?;

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use dialect::Dialect;
 use openai::{
-    Code, DetokenizeAnswer, DetokenizeRequest, Error, Message, TokenizeAnswer, TokenizeInput,
+    Code, DetokenizeAnswer, DetokenizeRequest, Ending, Error, Message, TokenizeAnswer, TokenizeInput,
     TokenizeRequest, Tool, ToolChoice, Tools,
 };
 use serde_json::{Map, Value};
@@ -46,7 +46,7 @@ pub(crate) fn encode_chat(
     dialect: Dialect,
     messages: &[Message],
     tools: &Tools,
-    add_generation_prompt: bool,
+    ending: Ending,
     kwargs: &Map<String, Value>,
     tokens_max: usize,
 ) -> Result<EncodedChat, Error> {
@@ -58,7 +58,13 @@ pub(crate) fn encode_chat(
     if !dialect.shows_tools {
         dialect::teach(&mut messages, tools.take().unwrap_or_default());
     }
-    let input = ChatInput { messages: &messages, tools, add_generation_prompt, kwargs };
+    let input = ChatInput {
+        messages: &messages,
+        tools,
+        add_generation_prompt: ending == Ending::GenerationPrompt,
+        continue_final_message: ending == Ending::Open,
+        kwargs,
+    };
     let encoded = text::encode_chat_within(&model.tokenizer, template, &input, tokens_max);
     encoded.map_err(|error| match error {
         TextError::TooManyTokens { at_least } => {
@@ -67,6 +73,7 @@ pub(crate) fn encode_chat(
         TextError::Raised(_) | TextError::Render(_) | TextError::TooManySteps | TextError::TooLong { .. } => {
             Error::value("messages", error.to_string())
         }
+        TextError::NotContinued => Error::value("continue_final_message", error.to_string()),
         TextError::Reserved(_) => Error::value("chat_template_kwargs", error.to_string()),
         fault => internal(&fault.to_string()),
     })
@@ -105,17 +112,8 @@ fn tokenize_with(
     let special = request.add_special_tokens;
     let tokens = match &request.input {
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
-        TokenizeInput::Chat { messages, add_generation_prompt, chat_template_kwargs, tools } => {
-            encode_chat(
-                model,
-                dialect,
-                messages,
-                tools,
-                *add_generation_prompt,
-                chat_template_kwargs,
-                usize::MAX,
-            )?
-            .ids
+        TokenizeInput::Chat { messages, ending, chat_template_kwargs, tools } => {
+            encode_chat(model, dialect, messages, tools, *ending, chat_template_kwargs, usize::MAX)?.ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);

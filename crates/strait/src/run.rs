@@ -156,7 +156,13 @@ impl Chat {
     fn ask(&self) -> anyhow::Result<String> {
         let template = self.text.template.as_ref().ok_or_else(|| anyhow!("no chat template"))?;
         let (messages, kwargs) = (&self.messages, &Map::new());
-        let input = ChatInput { messages, tools: None, add_generation_prompt: true, kwargs };
+        let input = ChatInput {
+            messages,
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            kwargs,
+        };
         let prompt = encode_chat(&self.text.tokenizer, template, &input)?;
         let room = self.engine.limits().context_len.saturating_sub(prompt.ids.len());
         let request = Request {

@@ -47,7 +47,7 @@ pub fn encode_chat_within(
     input: &ChatInput,
     tokens_max: usize,
 ) -> Result<EncodedChat, TextError> {
-    let masked = match render(tokenizer.control(), template, input) {
+    let mut masked = match render(tokenizer.control(), template, input) {
         // Clients send the arguments of past calls as JSON text. Templates that want the object fail on it.
         Err(first @ TextError::Render(_)) => {
             let messages = with_parsed_arguments(input.messages).ok_or_else(|| first.clone())?;
@@ -56,6 +56,9 @@ pub fn encode_chat_within(
         }
         rendered => rendered?,
     };
+    if input.continue_final_message {
+        masked.end_with_content()?;
+    }
     let at_least = tokenizer.tokens_min(masked.len_min());
     if at_least > tokens_max {
         return Err(TextError::TooManyTokens { at_least });
@@ -71,11 +74,24 @@ pub fn encode_chat_within(
 /// A rendered conversation, what stands in it for other letters, and the bytes of past answers.
 struct Masked {
     text: String,
+    /// The last message's words, as they stand in it.
+    last_content: String,
     letters: Vec<StandIn>,
     answers: Vec<Range<usize>>,
 }
 
 impl Masked {
+    /// Cuts what the template wrote behind the last message's text.
+    fn end_with_content(&mut self) -> Result<(), TextError> {
+        // Templates may cut white space; it is the model's own then.
+        let words = [self.last_content.as_str(), self.last_content.trim()];
+        let found = words.into_iter().find_map(|words| Some(self.text.rfind(words)? + words.len()));
+        let end = found.filter(|_| !self.last_content.trim().is_empty()).ok_or(TextError::NotContinued)?;
+        self.text.truncate(end);
+        self.answers.retain(|answer| answer.end <= end);
+        Ok(())
+    }
+
     /// Bytes of the text without stand-ins, at least.
     fn len_min(&self) -> usize {
         self.text.chars().map(|letter| if is_stand_in(letter) { 1 } else { letter.len_utf8() }).sum()
@@ -114,7 +130,8 @@ fn masked(
 ) -> Result<Masked, TextError> {
     let text = template.render(input)?.text;
     let answers = answers::places(template, input, &text, free);
-    Ok(Masked { text, letters, answers })
+    let last = input.messages.last().and_then(|message| message.get("content")?.as_str());
+    Ok(Masked { last_content: last.unwrap_or_default().to_owned(), text, letters, answers })
 }
 
 /// What clients sent, with every string in it exchanged.

@@ -20,6 +20,11 @@ pub enum TextError {
     /// The template failed on this conversation.
     #[error("the chat template cannot render this conversation: {0}")]
     Render(String),
+    /// The last message is to be gone on with, and the template does not show where its text ends.
+    #[error(
+        "the chat template does not write the last message's text as it is, so that it cannot be continued."
+    )]
+    NotContinued,
     /// A template argument would replace what the server provides.
     #[error("`chat_template_kwargs` cannot replace `{0}`. Use another name.")]
     Reserved(String),

@@ -30,6 +30,8 @@ pub struct ChatInput<'a> {
     pub tools: Option<&'a [Value]>,
     /// Whether the text ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
+    /// Whether the text ends where the last message's does, for the model to go on with it.
+    pub continue_final_message: bool,
     /// Further template variables.
     pub kwargs: &'a Map<String, Value>,
 }

@@ -46,7 +46,13 @@ impl Chat {
     }
 
     fn encode(&self, messages: &[Value], add_generation_prompt: bool) -> EncodedChat {
-        let input = ChatInput { messages, tools: None, add_generation_prompt, kwargs: &self.kwargs };
+        let input = ChatInput {
+            messages,
+            tools: None,
+            add_generation_prompt,
+            continue_final_message: false,
+            kwargs: &self.kwargs,
+        };
         encode_chat(&self.tokenizer, &self.template, &input).unwrap()
     }
 
@@ -294,7 +300,7 @@ proptest! {
         let turn = |(i, content): (usize, &String)| if i % 2 == 0 { user(content) } else { assistant(content) };
         let messages: Vec<Value> = contents.iter().enumerate().map(turn).collect();
         for chat in PLAIN.iter() {
-            let input = ChatInput { messages: &messages, tools: None, add_generation_prompt: true, kwargs: &chat.kwargs };
+            let input = ChatInput { messages: &messages, tools: None, add_generation_prompt: true, continue_final_message: false, kwargs: &chat.kwargs };
             let text = chat.template.render(&input).unwrap().text;
             prop_assert_eq!(chat.encode(&messages, true).ids, chat.tokenizer.encode(&text, false).unwrap());
         }

@@ -88,8 +88,13 @@ fn sentencepiece_adds_no_spaces_round_typed_tokens() {
     let tokenizer = fixture::sentencepiece(&["▁"], &[], &[token]);
     let template = text::ChatTemplate::new("{{ messages[0].content }}", tokenizer.special_tokens()).unwrap();
     let (messages, kwargs) = ([json!({"content": "a<x>a"})], serde_json::Map::new());
-    let input =
-        text::ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
+    let input = text::ChatInput {
+        messages: &messages,
+        tools: None,
+        add_generation_prompt: false,
+        continue_final_message: false,
+        kwargs: &kwargs,
+    };
     let ids = text::encode_chat(&tokenizer, &template, &input).unwrap().ids;
     assert_eq!(tokenizer.decode(&ids, false), "a<x>a");
     assert!(!ids.contains(&257));

@@ -21,6 +21,7 @@ fn render_with(template: &ChatTemplate, context: Value) -> Result<String, TextEr
         messages: messages.as_array().unwrap(),
         tools: tools.as_ref().map(|tools| tools.as_array().unwrap().as_slice()),
         add_generation_prompt: true,
+        continue_final_message: false,
         kwargs: &kwargs,
     };
     template.render(&input).map(|rendered| rendered.text)
@@ -95,7 +96,13 @@ fn errors_say_what_is_wrong() {
     );
     for name in ["messages", "tools", "add_generation_prompt", "bos_token"] {
         let kwargs = Map::from_iter([(name.to_owned(), json!("mine"))]);
-        let input = ChatInput { messages: &[], tools: None, add_generation_prompt: true, kwargs: &kwargs };
+        let input = ChatInput {
+            messages: &[],
+            tools: None,
+            add_generation_prompt: true,
+            continue_final_message: false,
+            kwargs: &kwargs,
+        };
         let special_tokens = SpecialTokens::from([("bos_token".to_owned(), "<s>".to_owned())]);
         let rendered = ChatTemplate::new("", &special_tokens).unwrap().render(&input);
         assert_eq!(rendered, Err(TextError::Reserved(name.to_owned())));
@@ -136,6 +143,7 @@ fn encode(name: &str, context: Value) -> Vec<u32> {
         messages: messages.as_array().unwrap(),
         tools: tools.as_ref().map(|tools| tools.as_array().unwrap().as_slice()),
         add_generation_prompt: true,
+        continue_final_message: false,
         kwargs: &kwargs,
     };
     encode_chat(&tokenizer(name), &template(name), &input).unwrap().ids
@@ -270,12 +278,46 @@ fn odd_vocabularies() {
     let encode = |content: &str| {
         let messages = [json!({"content": content})];
         let kwargs = Map::new();
-        let input =
-            ChatInput { messages: &messages, tools: None, add_generation_prompt: false, kwargs: &kwargs };
+        let input = ChatInput {
+            messages: &messages,
+            tools: None,
+            add_generation_prompt: false,
+            continue_final_message: false,
+            kwargs: &kwargs,
+        };
         encode_chat(&tokenizer, &template, &input).unwrap().ids
     };
     assert!(encode("f世r").contains(&512));
     let typed = encode("f世r<think>");
     assert!(typed.contains(&512) && !typed.contains(&510));
     assert_eq!(tokenizer.decode(&typed, false), "\u{F0000}f世r<think>");
+}
+
+/// The model goes on with the last message: nothing of the template stands behind its text.
+#[test]
+fn the_last_message_can_be_continued() {
+    let source = "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}<|observation|>{% endfor %}\
+                  {% if add_generation_prompt %}<|assistant|>{% endif %}";
+    let chat = ChatTemplate::new(source, &SpecialTokens::new()).unwrap();
+    let tokenizer = tokenizer("glm");
+    let check = |content: &str, expected: Result<&str, TextError>| {
+        let messages =
+            [json!({"role": "user", "content": "hi"}), json!({"role": "assistant", "content": content})];
+        let input = ChatInput {
+            messages: &messages,
+            tools: None,
+            add_generation_prompt: false,
+            continue_final_message: true,
+            kwargs: &Map::new(),
+        };
+        let text =
+            encode_chat(&tokenizer, &chat, &input).map(|encoded| tokenizer.decode(&encoded.ids, false));
+        assert_eq!(text, expected.map(str::to_owned), "{content}");
+    };
+    check("I sa", Ok("<|user|>hi<|observation|><|assistant|>I sa"));
+    check(" I sa ", Ok("<|user|>hi<|observation|><|assistant|>I sa"));
+    // Its words are not those of the message before, nor is a control token in it one.
+    check("hi", Ok("<|user|>hi<|observation|><|assistant|>hi"));
+    check("a<|observation|>b", Ok("<|user|>hi<|observation|><|assistant|>a<|observation|>b"));
+    check(" ", Err(TextError::NotContinued));
 }

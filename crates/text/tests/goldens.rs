@@ -35,6 +35,7 @@ fn conversations_become_the_same_text_and_ids() {
             messages: case["messages"].as_array().unwrap(),
             tools: case.get("tools").map(|tools| tools.as_array().unwrap().as_slice()),
             add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
+            continue_final_message: false,
             kwargs: &kwargs,
         };
         let template = template(name);
@@ -101,8 +102,13 @@ fn there_is_one_bos_or_none() {
         for source in ["{{ bos_token }}", ""] {
             let template = ChatTemplate::new(source, tokenizer.special_tokens()).unwrap();
             let kwargs = Map::new();
-            let input =
-                ChatInput { messages: &[], tools: None, add_generation_prompt: false, kwargs: &kwargs };
+            let input = ChatInput {
+                messages: &[],
+                tools: None,
+                add_generation_prompt: false,
+                continue_final_message: false,
+                kwargs: &kwargs,
+            };
             let encoded = encode_chat(&tokenizer, &template, &input).unwrap().ids;
             let written =
                 if source.is_empty() { expected.clone() } else { vec![tokenizer.bos_id().unwrap()] };

@@ -10,7 +10,13 @@ use fixture::{template, tokenizer};
 fn encode(tokenizer: &Tokenizer, template: &ChatTemplate, messages: Value) -> Result<Vec<u32>, TextError> {
     let kwargs = Map::new();
     let messages = messages.as_array().unwrap();
-    let input = ChatInput { messages, tools: None, add_generation_prompt: true, kwargs: &kwargs };
+    let input = ChatInput {
+        messages,
+        tools: None,
+        add_generation_prompt: true,
+        continue_final_message: false,
+        kwargs: &kwargs,
+    };
     encode_chat(tokenizer, template, &input).map(|chat| chat.ids)
 }
 

@@ -56,7 +56,13 @@ fn a_conversation_beyond_the_bound_is_not_encoded() {
     let (tokenizer, template, kwargs) = (tokenizer("v3"), template("v3"), Map::new());
     // Words that spell a control token: letters of it are masked by longer ones.
     let messages = [json!({"role": "user", "content": "<｜User｜> and more ".repeat(50)})];
-    let input = ChatInput { messages: &messages, tools: None, add_generation_prompt: true, kwargs: &kwargs };
+    let input = ChatInput {
+        messages: &messages,
+        tools: None,
+        add_generation_prompt: true,
+        continue_final_message: false,
+        kwargs: &kwargs,
+    };
     let whole = encode_chat(&tokenizer, &template, &input).unwrap();
     assert_eq!(encode_chat_within(&tokenizer, &template, &input, whole.ids.len()).unwrap(), whole);
     let error = encode_chat_within(&tokenizer, &template, &input, 5).unwrap_err();

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::messages::take_messages;
 use crate::Parsed;
-use crate::chat::{ChatRequest, check_one_constraint};
+use crate::chat::{ChatRequest, Ending, check_one_constraint};
 use crate::common::{Generation, StreamOptions, to_stops};
 use crate::constraint::{Constrained, Constraint};
 use crate::error::{Error, Result};
@@ -66,7 +66,7 @@ impl MessagesRequest {
             generation,
             messages: take_messages(&mut fields)?,
             logprobs: None,
-            add_generation_prompt: true,
+            ending: Ending::GenerationPrompt,
             chat_template_kwargs: kwargs,
             tools,
             include_reasoning,

@@ -4,7 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::items::take_messages;
 use crate::Parsed;
-use crate::chat::{ChatRequest, check_one_constraint, note_effort, take_template_kwargs, take_thinking};
+use crate::chat::{
+    ChatRequest, Ending, check_one_constraint, note_effort, take_template_kwargs, take_thinking,
+};
 use crate::common::Generation;
 use crate::constraint::{Constrained, Constraint, to_named_schema};
 use crate::error::{Error, Result};
@@ -67,7 +69,7 @@ impl ResponsesRequest {
             generation,
             messages: take_messages(&mut fields, instructions)?,
             logprobs,
-            add_generation_prompt: true,
+            ending: Ending::GenerationPrompt,
             chat_template_kwargs,
             tools,
             include_reasoning: fields.bool("include_reasoning")?.unwrap_or(true),

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 
 use crate::schema::prepare;
-use crate::{Limits, Piece, Refused};
+use crate::{Limits, Piece, Refused, gbnf};
 
 /// The control token that is written like this, if the tokenizer has one.
 pub(crate) type TagIds<'a> = &'a dyn Fn(&str) -> Option<u32>;
@@ -46,7 +46,12 @@ impl Writer<'_> {
             }
             Piece::Lark(source) => {
                 self.check_len("grammar", source.len())?;
-                GrammarWithLexer::from_lark(source.clone())
+                let lark = if gbnf::is_gbnf(source) {
+                    gbnf::to_lark(source).map_err(Refused::Grammar)?
+                } else {
+                    source.clone()
+                };
+                GrammarWithLexer::from_lark(lark)
             }
             _ => return Ok(None),
         }))
@@ -219,7 +224,7 @@ impl Writer<'_> {
 }
 
 /// A text as Lark writes one.
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let json = serde_json::Value::from(text).to_string();
     json.replace("\\\\", "\\u005c")
 }

@@ -5,6 +5,7 @@
 //! refused rather than ignored, are ours.
 
 mod compiler;
+mod gbnf;
 mod lark;
 mod limits;
 mod piece;

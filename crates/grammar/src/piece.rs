@@ -16,7 +16,7 @@ pub enum Piece {
     Json { schema: Value, lenient: bool },
     /// What matches an expression, whole.
     Regex(String),
-    /// What a grammar in llguidance's Lark dialect derives.
+    /// What a grammar derives, in llguidance's Lark dialect or in GBNF.
     Lark(String),
     /// One after the other.
     Seq(Vec<Piece>),

@@ -51,6 +51,18 @@ fn leaves() {
     );
 }
 
+/// As llama.cpp reads it: every way to take a text apart counts.
+#[test]
+fn gbnf() {
+    let check_gbnf =
+        |source: &str, good: &[&str], bad: &[&str]| check(&Piece::Lark(source.into()), good, bad);
+    check_gbnf("root ::= [a-z]+ \"abc\"", &["abcabc", "xabc", "ababc"], &["abc", "ab", "xabd"]);
+    check_gbnf("root ::= \"(\" root \")\" | \"\"", &["", "(())"], &["(", ")("]);
+    let json = "root ::= object\nobject ::= \"{\" ws (pair (\",\" ws pair)*)? \"}\"\npair ::= string \":\" ws value\n\
+                string ::= \"\\\"\" [^\"\\\\]* \"\\\"\"\nvalue ::= object | string | [0-9]{1,3} | \"true\"\nws ::= \" \"?";
+    check_gbnf(json, &["{}", "{\"a\":1, \"b\": {\"ä\":true}}"], &["{\"a\"}", "{\"a\":1234}", "[]"]);
+}
+
 #[test]
 fn free_text_up_to_a_tag() {
     // One that is a token, and one that is spelled.

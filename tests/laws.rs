@@ -34,17 +34,19 @@ fn request(prompt: &[u64], max_tokens: usize, more: &Value) -> Value {
     request
 }
 
-/// Prompts that share their beginnings, greedy and drawn, with and without scores of the prompt.
+/// Prompts that share their beginnings, greedy, drawn and of a form, with and without scores of the prompt.
 fn requests() -> Vec<Value> {
     let drawn = json!({"temperature": 0.9, "top_p": 0.9, "seed": 5});
     let scored = json!({"echo": true, "temperature": 0});
+    let formed =
+        json!({"temperature": 0.9, "seed": 6, "ignore_eos": false, "guided_regex": "([a-z ]{2,5},){2,9}"});
     let sizes = [(0, 5), (40, 90), (40, 130), (200, 255), (200, 256), (200, 300), (512, 520), (512, 700)];
     let sized = sizes.iter().enumerate();
     sized
         .flat_map(|(name, &(shared, len))| {
             let prompt = prompt(shared, name, len);
             let more = if len < 200 { &scored } else { &json!({}) };
-            [request(&prompt, 24, more), request(&prompt, 24, &drawn)]
+            [request(&prompt, 24, more), request(&prompt, 24, &drawn), request(&prompt, 24, &formed)]
         })
         .collect()
 }

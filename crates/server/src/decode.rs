@@ -59,10 +59,11 @@ pub(crate) struct Finish {
 }
 
 impl Finish {
-    /// An answer that was cut is told so even if it has calls: the last may lack its end.
+    /// An answer that was cut, or broken off by what the client asked to stop at, is told so even if it has calls: the
+    /// last may lack its end.
     pub(crate) fn as_str(&self) -> &'static str {
         match self.reason {
-            FinishReason::Stop if self.called => "tool_calls",
+            FinishReason::Stop if self.called && self.stop.is_none() => "tool_calls",
             FinishReason::Stop => "stop",
             FinishReason::Length => "length",
         }

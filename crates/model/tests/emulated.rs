@@ -5,6 +5,7 @@
 
 mod golden;
 
+use engine::grammar::{Constraint, Grammar, Matcher};
 use engine::request::{End, Event, FinishReason, Request, Sampling};
 use engine::{EngineHandle, Events, Options};
 use golden::{Chunks, Golden, Shape, WHOLE_EXPANDED, error_of, run};
@@ -12,7 +13,7 @@ use kernels::cuda::CudaBackend;
 use kernels::cuda::sim::{Emulator, Mode};
 use kernels::{Backend, Cpu, Precision, StepLimits};
 use model::forward::Model;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 type Emulated = CudaBackend<Emulator>;
 
@@ -125,7 +126,31 @@ fn hear(mut events: Events) -> Heard {
     }
 }
 
-/// A request of its own kind for each number: cuts, penalties, biases, stops, choices, and now and then log probabilities.
+/// A grammar: the tokens before decide on eleven that may come next.
+struct Few;
+
+struct After(u32);
+
+impl Grammar for Few {
+    fn begin(&self) -> Box<dyn Matcher> {
+        Box::new(After(7))
+    }
+}
+
+impl Matcher for After {
+    fn advance(&mut self, id: u32) -> Result<(), String> {
+        self.0 = self.0.wrapping_mul(31).wrapping_add(id);
+        Ok(())
+    }
+
+    fn mask(&mut self, words: &mut [u32]) -> Result<(), String> {
+        let ids = (0..11).map(|i| self.0.wrapping_add(i * 37) % 500);
+        ids.for_each(|id| words[id as usize / 32] |= 1 << (id % 32));
+        Ok(())
+    }
+}
+
+/// A request of its own kind for each number: cuts, penalties, biases, stops, choices, grammars, and now and then log probabilities.
 fn mixed(golden: &Golden, i: usize) -> Request {
     let every = |n: usize, at: usize| i % n == at;
     let sampling = Sampling {
@@ -146,6 +171,7 @@ fn mixed(golden: &Golden, i: usize) -> Request {
         max_new_tokens: 1 + i * 7 % 30,
         min_new_tokens: if every(3, 1) { 4 } else { 0 },
         stop_ids: if every(3, 1) { (0..60).collect() } else { Vec::new() },
+        constraint: every(4, 2).then(|| Constraint(Arc::new(Few))),
         logprobs: every(5, 0).then_some(1),
         prompt_logprobs: every(10, 0).then_some(1),
         sampling,

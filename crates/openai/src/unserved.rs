@@ -34,10 +34,18 @@ const CHAT: &[Row] = &[
     ("mm_processor_kwargs", &["{}"]),
     ("modalities", &[r#"["text"]"#]),
     ("prediction", &[]),
+    ("suffix", &[r#""""#]),
     ("web_search_options", &[]),
 ];
 
 const COMPLETION: &[Row] = &[
+    ("audio", &[]),
+    ("chat_template", &[]),
+    ("function_call", &[r#""none""#, r#""auto""#]),
+    ("functions", &["[]"]),
+    ("modalities", &[r#"["text"]"#]),
+    ("prediction", &[]),
+    ("web_search_options", &[]),
     ("include_reasoning", &[]),
     ("max_completion_tokens", &[]),
     ("messages", &[]),
@@ -57,6 +65,7 @@ const NOTHING_IS_KEPT: &str = "Nothing is kept here: send the whole conversation
 const RESPONSES: &[AdvisedRow] = &[
     ("access_programs", &[], ""),
     ("add_generation_prompt", &["true"], ""),
+    ("audio", &[], ""),
     ("background", &["false"], ""),
     ("background_options", &[], ""),
     ("best_of", &["1"], ""),
@@ -64,6 +73,7 @@ const RESPONSES: &[AdvisedRow] = &[
     ("context_management", &["[]"], ""),
     ("conversation", &[], NOTHING_IS_KEPT),
     ("echo", &["false"], ""),
+    ("function_call", &[r#""none""#, r#""auto""#], "Use `tool_choice`."),
     ("functions", &["[]"], "Use `tools`."),
     ("image", &[], ""),
     ("logprobs", &["false"], "Use `include` with \"message.output_text.logprobs\"."),
@@ -73,6 +83,7 @@ const RESPONSES: &[AdvisedRow] = &[
     ("modalities", &[r#"["text"]"#], ""),
     ("moderation", &[], ""),
     ("n", &["1"], ""),
+    ("prediction", &[], ""),
     ("previous_response_id", &[], NOTHING_IS_KEPT),
     ("prompt", &[], "Use `instructions` and `input`."),
     ("prompt_cache_options", &[], ""),
@@ -80,7 +91,9 @@ const RESPONSES: &[AdvisedRow] = &[
     ("reasoning_effort", &[], "Use `reasoning.effort` on this route."),
     ("response_format", &[], "Use `text.format` on this route."),
     ("return_token_ids", &["false"], ""),
+    ("suffix", &[r#""""#], ""),
     ("truncation", &[r#""disabled""#], ""),
+    ("web_search_options", &[], ""),
 ];
 
 const MESSAGES: &[AdvisedRow] = &[

@@ -155,6 +155,8 @@ struct Decoder {
     options: DecodeOptions,
     detokenizer: Detokenizer,
     stops: StopStrings,
+    /// The search has begun, in this piece of text.
+    searching: bool,
     speaker: Option<Speaker>,
     /// Tokens that were drawn before the reasoning ended, with that one.
     n_reasoning: usize,
@@ -175,6 +177,7 @@ impl Decoder {
             speaker: options.speech.as_deref().map(Speaker::new),
             n_reasoning: 0,
             stops: StopStrings::new(options.stop.clone(), options.include_stop),
+            searching: false,
             options,
             n_chars: 0,
             n_tokens: 0,
@@ -220,24 +223,46 @@ impl Decoder {
     /// Takes decoded text, up to the first stop string.
     fn text(&mut self, text: &str) {
         self.n_chars += text.chars().count();
-        if self.n_tokens <= self.options.min_tokens {
-            return self.say(text);
+        match &mut self.speaker {
+            Some(speaker) => {
+                let said = speaker.push(text);
+                self.said(said);
+            }
+            None => self.said(vec![Said::Text(text.to_owned())]),
         }
-        let outcome = self.stops.push(text);
-        self.searched(outcome);
+    }
+
+    /// Stop strings are looked for in the answer's text alone, not in reasoning and not in calls.
+    fn said(&mut self, said: Vec<Said>) {
+        for said in said {
+            match said {
+                _ if self.stopped_by_text() => return,
+                Said::Text(text) if self.n_tokens > self.options.min_tokens => {
+                    let outcome = self.stops.push(&text);
+                    self.searched(outcome);
+                    self.searching = true;
+                }
+                said => {
+                    self.release();
+                    self.pending.say(said);
+                }
+            }
+        }
+    }
+
+    /// What is held back of the text is no stop string: something else follows.
+    fn release(&mut self) {
+        if std::mem::take(&mut self.searching) {
+            let outcome = self.stops.finish();
+            self.searched(outcome);
+            self.stops = StopStrings::new(self.options.stop.clone(), self.options.include_stop);
+        }
     }
 
     fn searched(&mut self, outcome: StopOutcome) {
-        self.say(&outcome.text);
+        self.pending.say(Said::Text(outcome.text));
         if let Some(stop) = outcome.matched.and_then(|stop| self.options.stop.get(stop)) {
             self.stopped = Some(Some(StopReason::Text(stop.clone())));
-        }
-    }
-
-    fn say(&mut self, text: &str) {
-        match &mut self.speaker {
-            Some(speaker) => speaker.say(text, &mut self.pending),
-            None => self.pending.say(Said::Text(text.to_owned())),
         }
     }
 
@@ -256,14 +281,15 @@ impl Decoder {
             let tail = self.detokenizer.finish();
             self.text(&tail);
         }
+        if let Some(speaker) = &mut self.speaker {
+            let said = speaker.finish();
+            self.said(said);
+        }
         if !self.stopped_by_text() {
             let outcome = self.stops.finish();
             self.searched(outcome);
         }
-        let mut called = false;
-        if let Some(speaker) = &mut self.speaker {
-            called = speaker.finish(&mut self.pending);
-        }
+        let called = self.speaker.as_ref().is_some_and(Speaker::has_called);
         let last = self.take();
         let reason = if self.stopped.is_some() { FinishReason::Stop } else { reason };
         let mut finish = std::mem::take(&mut self.pending);

@@ -38,7 +38,8 @@ pub(crate) async fn answer(
     let (chat, plan) = conversation::plan(&app, body.len(), chat, caller, PROMPT_PARAM).await?;
     let unique = format!("{:032x}", rand::random::<u128>());
     let events = Events::new(Header { unique, created: unix_seconds(), model: name, echo });
-    let names = TokenNames { tokenizer: model.tokenizer.clone(), as_ids: false };
+    let names =
+        TokenNames { tokenizer: model.tokenizer.clone(), as_ids: chat.generation.return_tokens_as_token_ids };
     let blocks = Blocks::Responses(events, chat.logprobs.is_some().then_some(names));
     let answers = Answers::submit(&app, &*model.engine, plan)?;
     blocks::respond(&app, answers, blocks, PROMPT_PARAM, chat.generation.stream.is_some()).await

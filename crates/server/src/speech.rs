@@ -5,7 +5,7 @@ use std::sync::Arc;
 use dialect::{Dialect, Opening, Parser, Part};
 use text::Tokenizer;
 
-use crate::decode::{Delta, Said};
+use crate::decode::Said;
 
 /// How the answers to one request are read.
 pub(crate) struct Speech {
@@ -53,34 +53,39 @@ impl Speaker {
         self.parser.is_reasoning()
     }
 
-    /// Adds what is certain with this text.
-    pub(crate) fn say(&mut self, text: &str, delta: &mut Delta) {
+    /// What is certain with this text.
+    pub(crate) fn push(&mut self, text: &str) -> Vec<Said> {
         let parts = self.parser.push(text);
-        self.tell(parts, delta);
+        self.said(parts)
     }
 
-    /// Adds what is left; whether there were calls.
-    pub(crate) fn finish(&mut self, delta: &mut Delta) -> bool {
+    /// What is left when no text follows.
+    pub(crate) fn finish(&mut self) -> Vec<Said> {
         let parts = self.parser.finish();
-        self.tell(parts, delta);
+        self.said(parts)
+    }
+
+    pub(crate) fn has_called(&self) -> bool {
         self.n_calls > 0
     }
 
-    fn tell(&mut self, parts: Vec<Part>, delta: &mut Delta) {
-        for part in parts {
-            delta.say(match part {
-                Part::Reasoning(_) if !self.tell_reasoning => continue,
-                Part::Reasoning(text) => Said::Reasoning(text),
-                Part::Content(text) => Said::Text(text),
-                Part::Call { name, id } => {
-                    let id = id.unwrap_or_else(|| format!("call_{:024x}", rand::random::<u128>() >> 32));
-                    self.n_calls += 1;
-                    Said::Call { index: self.n_calls - 1, opened: Some((id, name)), arguments: String::new() }
-                }
-                Part::Arguments(arguments) => {
-                    Said::Call { index: self.n_calls.saturating_sub(1), opened: None, arguments }
-                }
-            });
-        }
+    fn said(&mut self, parts: Vec<Part>) -> Vec<Said> {
+        parts.into_iter().filter_map(|part| self.one(part)).collect()
+    }
+
+    fn one(&mut self, part: Part) -> Option<Said> {
+        Some(match part {
+            Part::Reasoning(_) if !self.tell_reasoning => return None,
+            Part::Reasoning(text) => Said::Reasoning(text),
+            Part::Content(text) => Said::Text(text),
+            Part::Call { name, id } => {
+                let id = id.unwrap_or_else(|| format!("call_{:024x}", rand::random::<u128>() >> 32));
+                self.n_calls += 1;
+                Said::Call { index: self.n_calls - 1, opened: Some((id, name)), arguments: String::new() }
+            }
+            Part::Arguments(arguments) => {
+                Said::Call { index: self.n_calls.saturating_sub(1), opened: None, arguments }
+            }
+        })
     }
 }

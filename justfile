@@ -38,9 +38,9 @@ bench *FLAGS:
 gates *FLAGS:
     scripts/cuda/gates.py --nvcc "$(scripts/cuda/toolkit.sh)" {{FLAGS}}
 
-# the official openai client against a running server
-client URL="http://127.0.0.1:8000":
-    python3 scripts/openai_client_check.py {{URL}}
+# real clients against target/release/strait: fast (the official ones) or all (docs/clients.md)
+clients SET="fast":
+    scripts/clients/run.sh {{SET}}
 
 # licences, advisories, sources (needs cargo-deny)
 deny:

@@ -9,12 +9,16 @@ use std::thread;
 use common::{Server, root};
 use serde_json::{Value, json};
 
-/// Prompts that the training has not seen, each with its answer; those with tools are left out,
-/// which the API refuses so far.
-fn held_out() -> Vec<Value> {
+/// Prompts that the training has not seen, each with its answer; with tools or without.
+fn held_out_with(tools: bool) -> Vec<Value> {
     let json = fs::read(root().join("tests/demo/heldout.json")).unwrap();
     let mut prompts: Vec<Value> = serde_json::from_slice(&json).unwrap();
-    prompts.retain(|prompt| prompt.get("tools").is_none());
+    prompts.retain(|prompt| prompt.get("tools").is_some() == tools);
+    prompts
+}
+
+fn held_out() -> Vec<Value> {
+    let prompts = held_out_with(false);
     assert!(prompts.len() >= 100, "{} prompts show little", prompts.len());
     prompts
 }
@@ -71,6 +75,45 @@ fn answers_held_out_prompts_exactly() {
     let right = 100.0 * (prompts.len() - wrong.len()) as f64 / prompts.len() as f64;
     eprintln!("{right:.1} % of {} held-out prompts answered exactly", prompts.len());
     assert!(right >= 95.0, "{right:.1} %\n{}", wrong.join("\n"));
+}
+
+/// The demo writes calls as DeepSeek-V3.1 does.
+#[test]
+fn calls_the_tools_that_it_was_taught() {
+    let server = Server::start(&[]);
+    let prompts = held_out_with(true);
+    assert!(prompts.len() >= 30, "{} prompts show little", prompts.len());
+    let said = |prompt: &Value| {
+        let mut request = request(&prompt["messages"]);
+        request["tools"] = prompt["tools"].clone();
+        let choice = server.ask("/v1/chat/completions", &request)["choices"][0].clone();
+        let calls = choice["message"]["tool_calls"].as_array().into_iter().flatten();
+        let calls: Vec<String> = calls.map(written).collect();
+        assert_eq!(choice["finish_reason"] == "tool_calls", !calls.is_empty(), "{choice}");
+        let text = choice["message"]["content"].as_str().unwrap_or("");
+        if calls.is_empty() {
+            text.to_owned()
+        } else {
+            format!("{text}<｜tool▁calls▁begin｜>{}<｜tool▁calls▁end｜>", calls.concat())
+        }
+    };
+    let answers = in_parallel(&prompts, 8, said);
+    let wrong: Vec<String> = prompts
+        .iter()
+        .zip(&answers)
+        .filter(|(prompt, said)| prompt["expected"] != json!(said))
+        .map(|(prompt, said)| format!("{prompt}\n    said {said:?}"))
+        .collect();
+    let right = 100.0 * (prompts.len() - wrong.len()) as f64 / prompts.len() as f64;
+    eprintln!("{right:.1} % of {} held-out prompts with tools answered exactly", prompts.len());
+    assert!(right >= 90.0, "{right:.1} %\n{}", wrong.join("\n"));
+}
+
+/// A call as the demo wrote it.
+fn written(call: &Value) -> String {
+    let function = &call["function"];
+    let (name, arguments) = (function["name"].as_str().unwrap(), function["arguments"].as_str().unwrap());
+    format!("<｜tool▁call▁begin｜>{name}<｜tool▁sep｜>{arguments}<｜tool▁call▁end｜>")
 }
 
 #[test]

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Server, VOCAB_SIZE, finished, model_limits, options, scripted, started, tokenizer};
+use common::{Server, VOCAB_SIZE, finished, model_limits, options, scripted, tokenizer};
 use engine::request::{Event, FinishReason, Logprobs, Token};
 use engine::testing::FakeRunner;
 use serde_json::{Value, json};
@@ -69,7 +69,7 @@ async fn the_best_are_told_first_and_all_are_counted() {
             2 => (302, vec![-2.0, -1.0]),
             _ => (303, vec![-4.0; 3]),
         };
-        script.send(started());
+        script.send(Event::Started { cached_tokens: 2 });
         script.send(Event::Tokens(means.into_iter().map(|chosen| token(id, chosen)).collect()));
         script.send(finished(FinishReason::Length));
     })
@@ -81,7 +81,11 @@ async fn the_best_are_told_first_and_all_are_counted() {
     let told: Vec<_> = told.iter().map(shape).collect();
     assert_eq!(told, [(json!(0), vec![301; 4], json!(null)), (json!(1), vec![302; 2], json!(null)),]);
     assert_eq!(reply["usage"]["completion_tokens"], 10);
-    assert_eq!(reply["usage"]["prompt_tokens"], 3);
+    let usage = &reply["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["prompt_tokens_details"]["cached_tokens"]),
+        (&json!(3), &json!(2))
+    );
 }
 
 #[tokio::test]
@@ -113,7 +117,9 @@ async fn best_of_is_what_ranking_more_choices_gives() {
 #[tokio::test]
 async fn a_prompt_is_scored_beside_the_answer() {
     let server = fake().await;
-    let prompt = [3, 4, 5, 300, 7];
+    // Some of it the model would have said, and some it would not.
+    let said = choices(&server, &json!({"prompt": [3, 4, 5], "max_tokens": 2})).await;
+    let prompt = [vec![3, 4, 5], ids(&said[0]["token_ids"]), vec![7]].concat();
     let by_echo = json!({"prompt": prompt, "echo": true, "logprobs": 4, "return_tokens_as_token_ids": true});
     let by_echo = choices(&server, &by_echo).await.remove(0);
     for top in [0, 1, 4] {
@@ -122,7 +128,7 @@ async fn a_prompt_is_scored_beside_the_answer() {
         assert_eq!(both[0]["prompt_logprobs"], both[1]["prompt_logprobs"]);
         assert_eq!(both[0]["logprobs"], json!(null));
         let scores = list(&both[0]["prompt_logprobs"], "scores");
-        assert_eq!((scores.len(), &scores[0]), (5, &json!(null)));
+        assert_eq!((scores.len(), &scores[0]), (6, &json!(null)));
         for (at, score) in scores.iter().enumerate().skip(1) {
             let score = score.as_object().unwrap();
             let (own, found) = score.iter().next().unwrap();
@@ -138,11 +144,23 @@ async fn a_prompt_is_scored_beside_the_answer() {
             }
         }
     }
+    let reply = server.post(COMPLETIONS, &completion(&json!({"prompt": prompt, "prompt_logprobs": 4}))).await;
+    let scores = reply.json()["choices"][0]["prompt_logprobs"].clone();
+    let lens = list(&scores, "scores").iter().filter_map(|score| Some(score.as_object()?.len()));
+    assert_eq!(reply.body.matches("decoded_token").count(), lens.sum::<usize>(), "an id stands twice");
     // Each list has its own length, whatever the other asks.
     let mixed = json!({"prompt": prompt, "echo": true, "logprobs": 1, "prompt_logprobs": 3, "max_tokens": 0});
     let mixed = choices(&server, &mixed).await.remove(0);
     assert!((3..=4).contains(&mixed["prompt_logprobs"][2].as_object().unwrap().len()));
     assert!(mixed["logprobs"]["top_logprobs"][2].as_object().unwrap().len() <= 2);
+
+    let mixed = json!({"prompt": prompt, "echo": true, "logprobs": 4, "prompt_logprobs": 1, "max_tokens": 0});
+    let mixed = choices(&server, &mixed).await.remove(0);
+    assert!(mixed["prompt_logprobs"][2].as_object().unwrap().len() <= 2);
+
+    let apart =
+        choices(&server, &json!({"prompt": prompt, "logprobs": 0, "prompt_logprobs": 0})).await.remove(0);
+    assert_eq!(list(&apart["logprobs"]["tokens"], "the answer's").len(), 12);
 
     let reply = answer(&server, CHAT, &chat(&json!({"prompt_logprobs": 2, "n": 2}))).await;
     let told = ids(&reply["prompt_token_ids"]);
@@ -239,7 +257,7 @@ async fn bad_words_are_not_drawn() {
     let server = fake().await;
     let tokenizer = tokenizer();
     let spells = |text: &str| tokenizer.encode(text, false).unwrap();
-    let letters: Vec<u32> = ["a", "b", "c", " ", "d"].iter().map(|letter| spells(letter)[0]).collect();
+    let letters: Vec<u32> = ["a", "b", "c", " ", "d", " a"].iter().map(|letter| spells(letter)[0]).collect();
     let few = json!({"allowed_token_ids": letters, "max_tokens": 120});
     for sampling in [json!({}), json!({"temperature": 2, "seed": 3, "n": 2})] {
         let asked = |words: Value| with(with(few.clone(), &sampling), &json!({"bad_words": words}));
@@ -248,7 +266,8 @@ async fn bad_words_are_not_drawn() {
         let drawn = ids(&free[0]["token_ids"]);
         let said: Vec<&[u32]> =
             drawn.windows(3).filter(|w| w[0] != letters[3] && w[1] != w[0]).take(3).collect();
-        let words: Vec<String> = said.iter().map(|word| tokenizer.decode(word, false)).collect();
+        let words: Vec<String> =
+            said.iter().map(|word| tokenizer.decode(word, false).trim_start().to_owned()).collect();
         assert!(words.len() == 3 && words.iter().any(|word| spells(word).len() > 1), "{words:?}");
         let banned: Vec<Vec<u32>> =
             words.iter().flat_map(|word| [spells(word), spells(&format!(" {word}"))]).collect();
@@ -263,8 +282,12 @@ async fn bad_words_are_not_drawn() {
         assert!(told, "{words:?} would have been said");
         let never = choices(&server, &asked(json!(["zzz never there"]))).await;
         assert_eq!(never, free);
+        // At the beginning of a word and within it.
+        let both = [letters[0], letters[5]];
+        assert!(both.iter().all(|id| drawn.contains(id)), "{drawn:?}");
         let single = choices(&server, &asked(json!(["a"]))).await;
-        assert!(single.iter().all(|choice| !ids(&choice["token_ids"]).contains(&letters[0])));
+        let has_none = |choice: &Value| !ids(&choice["token_ids"]).iter().any(|id| both.contains(id));
+        assert!(single.iter().all(has_none));
     }
 }
 

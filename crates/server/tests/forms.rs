@@ -320,10 +320,10 @@ async fn what_cannot_be_enforced_is_refused_by_name_and_the_next_is_served() {
     }
     // As far as it can be enforced.
     let lenient =
-        chat(json!({"tools": tool(json!({"properties": {"a": {"not": {}}}}), false), "max_tokens": 5}));
+        chat(json!({"tools": tool(json!({"properties": {"a": {"not": {}}}}), false), "max_tokens": 5, "min_tokens": 5}));
     assert_eq!(choice(&server, &lenient).await["finish_reason"], "length");
     let look_around = json!({"properties": {"a": {"type": "string", "pattern": "^(?!x)"}}});
-    let unheld = chat(json!({"tools": tool(look_around.clone(), false), "max_tokens": 5}));
+    let unheld = chat(json!({"tools": tool(look_around.clone(), false), "max_tokens": 5, "min_tokens": 5}));
     assert_eq!(choice(&server, &unheld).await["finish_reason"], "length");
     let strict = chat(json!({"tools": tool(look_around, true), "max_tokens": 5}));
     assert_eq!(server.post(CHAT, &strict).await.error().0, "invalid_schema");

@@ -152,10 +152,15 @@ fn the_environment_and_the_file_are_options_too() {
         (("STRAIT_PORT", "tcp://10.0.0.1:8000"), "enableServiceLinks"),
         (("STRAIT_BLOCK_SIZE", "big"), "--block-size"),
         (("STRAIT_API_KEY", ""), "leave out --api-key and STRAIT_API_KEY"),
+        (("STRAIT_API_KEY", "fine,secret key"), "api-key: key 2: a key is one word"),
+        (("STRAIT_API_KEY_FILE", ""), "to serve all who ask, leave it out"),
+        (("STRAIT_API_KEY_FILE", "no/such/file"), "api-key-file: no/such/file: cannot be read"),
+        (("STRAIT_RATE_LIMIT", "0"), "rate-limit: 0 is out of range"),
+        (("STRAIT_MAX_CONNECTIONS", "0"), "max-connections: 0 is out of range"),
     ] {
         let (code, text) = dry_run(&[variable], &[]);
         assert_eq!(code, Some(2), "{text}");
-        assert!(text.contains(expected), "{expected}: {text}");
+        assert!(text.contains(expected) && !text.contains("secret"), "{expected}: {text}");
     }
     fs::write(file.path(), "max-model-length = 128\n").unwrap();
     let (code, text) = dry_run(&[config], &[]);

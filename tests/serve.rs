@@ -291,7 +291,7 @@ fn a_template_of_its_own_goes_before_the_tokenizers() {
 fn a_client_that_reads_slowly_has_the_grace_period_to_read_its_answer() {
     let mut server = Server::start(&[]);
     // An answer far larger than what sockets hold.
-    let body = json!({"prompt": "a 1 b 2 ".repeat(250_000), "return_token_strs": true}).to_string();
+    let body = json!({"prompt": "\u{12000} ".repeat(200_000), "return_token_strs": true}).to_string();
     let mut client = TcpStream::connect(server.url.strip_prefix("http://").unwrap()).unwrap();
     let length = body.len();
     write!(client, "POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}")
@@ -308,5 +308,6 @@ fn a_client_that_reads_slowly_has_the_grace_period_to_read_its_answer() {
     let whole: usize =
         head.split("content-length: ").nth(1).unwrap().lines().next().unwrap().trim().parse().unwrap();
     assert_eq!(answer.len() - end, whole);
+    assert!(whole > 8 << 20, "{whole} bytes are no large answer");
     assert_eq!(server.end().0, Some(0));
 }

@@ -29,7 +29,12 @@ pub enum Code {
     /// The answer was not complete in time; the same request would take as long again.
     RequestExpired,
     RequestTooLarge,
+    UrlTooLong,
+    HeadersTooLarge,
     UnsupportedMediaType,
+    /// The client is over its own limit.
+    RateLimitExceeded,
+    /// The queue is full.
     ServerOverloaded,
     InternalError,
     ModelLoading,
@@ -60,7 +65,10 @@ impl Code {
             Self::RequestTimeout => (408, "request_timeout", REQUEST),
             Self::RequestExpired => (408, "request_timeout", REQUEST),
             Self::RequestTooLarge => (413, "request_too_large", REQUEST),
+            Self::UrlTooLong => (414, "request_too_large", REQUEST),
+            Self::HeadersTooLarge => (431, "request_too_large", REQUEST),
             Self::UnsupportedMediaType => (415, "unsupported_media_type", REQUEST),
+            Self::RateLimitExceeded => (429, "rate_limit_exceeded", "rate_limit_error"),
             Self::ServerOverloaded => (429, "server_overloaded", "rate_limit_error"),
             Self::InternalError => (500, "internal_error", SERVER),
             Self::ModelLoading => (503, "model_loading", SERVER),

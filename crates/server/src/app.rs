@@ -1,6 +1,7 @@
 //! What the server is told: options at start, the model once it is loaded.
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,9 +14,10 @@ use openai::{Code, Error};
 use text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Notify, watch};
 
-use crate::auth::Keys;
+use crate::auth::ApiKeys;
 use crate::constrain;
 use crate::errors::{engine_dead, shutting_down};
+use crate::limit::RateLimit;
 use crate::metrics::Metrics;
 use crate::waiting::Waiting;
 use crate::watchdog::Pulse;
@@ -29,7 +31,11 @@ pub struct Options {
     /// Names that the model is served under; the first is the label of the metrics.
     pub names: Vec<String>,
     /// Empty: open to all.
-    pub api_keys: Vec<String>,
+    pub api_keys: ApiKeys,
+    /// Requests a minute of one key, or of one address where there are no keys. `None`: no bound.
+    pub rate_limit: Option<NonZeroU32>,
+    /// Of connections open at a time. Who comes then waits to be accepted.
+    pub connections_max: usize,
     /// Origins allowed beside localhost; `*` allows any.
     pub cors_origins: Vec<String>,
     pub body_bytes_max: usize,
@@ -64,7 +70,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             names: vec!["demo".into()],
-            api_keys: Vec::new(),
+            api_keys: ApiKeys::default(),
+            rate_limit: None,
+            connections_max: 4096,
             cors_origins: Vec::new(),
             body_bytes_max: 16 << 20,
             read_timeout: Duration::from_secs(30),
@@ -193,7 +201,7 @@ struct State {
     open_requests: AtomicUsize,
     idle: Notify,
     waiting: Waiting,
-    keys: Keys,
+    rate_limit: Option<RateLimit>,
     metrics: Metrics,
     /// Of the model's tokens.
     compiler: OnceLock<Arc<Compiler>>,
@@ -208,7 +216,7 @@ impl App {
         let name = options.names.first().map_or("", String::as_str);
         Self(Arc::new(State {
             metrics: Metrics::new(name, options.prefix_cache),
-            keys: Keys::new(&options.api_keys),
+            rate_limit: options.rate_limit.map(RateLimit::new),
             options,
             created: unix_seconds(),
             model: OnceLock::new(),
@@ -253,8 +261,8 @@ impl App {
         &self.0.metrics
     }
 
-    pub(crate) fn keys(&self) -> &Keys {
-        &self.0.keys
+    pub(crate) fn rate_limit(&self) -> Option<&RateLimit> {
+        self.0.rate_limit.as_ref()
     }
 
     /// Of the loaded model.

@@ -1,5 +1,7 @@
 //! API keys and the origins that browsers may call from.
 
+use std::fmt;
+
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, header};
 use axum::middleware::Next;
@@ -10,19 +12,37 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use crate::app::App;
 use crate::errors::ApiError;
+use crate::messages;
 
-/// Keys of clients, as they are compared: hashed, so that all are of one length.
-pub(crate) struct Keys(Vec<KeyHash>);
+/// What may be asked for without a key; all else, known or not, needs one. Preflights are answered before.
+const OPEN: [&str; 6] = ["/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"];
 
-type KeyHash = [u8; 32];
+/// Keys of clients, as they are compared: hashed, so that all are of one length, and nothing can show them.
+#[derive(Clone, Default)]
+pub struct ApiKeys(Vec<KeyHash>);
+
+pub(crate) type KeyHash = [u8; 32];
 
 /// Who asks, as far as keys tell.
 #[derive(Clone, Copy)]
 pub(crate) struct Caller(Option<KeyHash>);
 
-impl Keys {
-    pub(crate) fn new(keys: &[String]) -> Self {
-        Self(keys.iter().map(|key| Sha256::digest(key).into()).collect())
+impl<K: AsRef<[u8]>> FromIterator<K> for ApiKeys {
+    fn from_iter<I: IntoIterator<Item = K>>(keys: I) -> Self {
+        Self(keys.into_iter().map(|key| Sha256::digest(key).into()).collect())
+    }
+}
+
+impl fmt::Debug for ApiKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} keys", self.0.len())
+    }
+}
+
+impl ApiKeys {
+    /// Without keys, all who ask are served.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// The hash of `given`, if it is one of the keys. All are compared, whole: the time tells nothing about
@@ -37,6 +57,10 @@ impl Keys {
 }
 
 impl Caller {
+    pub(crate) fn key(self) -> Option<KeyHash> {
+        self.0
+    }
+
     /// What parts this caller's cached blocks from those of others. A key's hash comes first and has a fixed
     /// length: no value of a client makes it another key's salt.
     pub(crate) fn cache_salt(&self, narrower: Option<&str>) -> Vec<u8> {
@@ -47,21 +71,24 @@ impl Caller {
 
 /// Asks for a key where one is needed, before the body is read; handlers find the [`Caller`].
 pub(crate) async fn check_key(State(app): State<App>, mut request: Request, next: Next) -> Response {
-    let key = bearer(&request).and_then(|key| app.keys().find(key));
-    if key.is_some() || app.keys().0.is_empty() || is_open(request.uri().path()) {
+    let keys = &app.options().api_keys;
+    let anthropic = messages::is_here(request.uri().path());
+    let own = request.headers().get("x-api-key").filter(|_| anthropic).map(HeaderValue::as_bytes);
+    let key = [bearer(&request), own].into_iter().flatten().find_map(|key| keys.find(key));
+    if key.is_some() || keys.is_empty() || is_open(request.uri().path()) {
         request.extensions_mut().insert(Caller(key));
         return next.run(request).await;
     }
-    let error = Error::new(
-        Code::InvalidApiKey,
-        "The API key is missing or wrong. Send the header `Authorization: Bearer KEY` with a key \
-         of this server.",
+    let or = if anthropic { " or `x-api-key: KEY`" } else { "" };
+    let message = format!(
+        "The API key is missing or wrong. Send the header `Authorization: Bearer KEY`{or} with a key of this server."
     );
-    ApiError::from(error).into_response()
+    ApiError::from(Error::new(Code::InvalidApiKey, message)).into_response()
 }
 
-fn is_open(path: &str) -> bool {
-    !(path == "/v1" || path.starts_with("/v1/") || path == "/tokenize" || path == "/detokenize")
+/// Whether no key is needed at this path.
+pub(crate) fn is_open(path: &str) -> bool {
+    OPEN.contains(&path)
 }
 
 fn bearer(request: &Request) -> Option<&[u8]> {
@@ -81,10 +108,14 @@ pub(crate) fn cors(app: &App) -> CorsLayer {
         "authorization",
         "content-type",
         "x-request-id",
-        // What OpenAI's own clients send besides.
+        // What OpenAI's and Anthropic's own clients send besides.
+        "anthropic-beta",
+        "anthropic-dangerous-direct-browser-access",
+        "anthropic-version",
         "openai-beta",
         "openai-organization",
         "openai-project",
+        "x-api-key",
         "x-stainless-arch",
         "x-stainless-lang",
         "x-stainless-os",
@@ -116,7 +147,8 @@ mod tests {
 
     #[test]
     fn keys_are_equal_only_to_themselves() {
-        let keys = Keys::new(&["abc".into(), "xyz".into()]);
+        let keys: ApiKeys = ["abc", "xyz"].into_iter().collect();
+        assert_eq!(format!("{keys:?}"), "2 keys");
         for (given, expected) in
             [("abc", true), ("xyz", true), ("abd", false), ("abcabc", false), ("ab", false), ("", false)]
         {

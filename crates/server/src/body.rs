@@ -53,20 +53,20 @@ fn too_large(limit: usize) -> Error {
     )
 }
 
+/// A header that comes twice is judged by each of its values: nobody knows which one a proxy went by.
 fn check_headers(headers: &HeaderMap) -> Result<(), Error> {
-    let value = |name| headers.get(name).map(|value| value.to_str().unwrap_or("?").trim());
-    if let Some(kind) = value(header::CONTENT_TYPE) {
-        let essence = kind.split(';').next().unwrap_or("").trim();
-        if !essence.eq_ignore_ascii_case("application/json") {
-            return Err(unsupported("Content-Type", "application/json"));
-        }
+    let all = |name, fits: fn(&str) -> bool| {
+        headers.get_all(name).iter().all(|value| value.to_str().is_ok_and(|value| fits(value.trim())))
+    };
+    let is_json =
+        |kind: &str| kind.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case("application/json");
+    if !all(header::CONTENT_TYPE, is_json) {
+        return Err(unsupported("Content-Type", "application/json"));
     }
-    match value(header::CONTENT_ENCODING) {
-        Some(coding) if !coding.eq_ignore_ascii_case("identity") => {
-            Err(unsupported("Content-Encoding", "identity, or leave the header out"))
-        }
-        _ => Ok(()),
+    if !all(header::CONTENT_ENCODING, |coding| coding.eq_ignore_ascii_case("identity")) {
+        return Err(unsupported("Content-Encoding", "identity, or leave the header out"));
     }
+    Ok(())
 }
 
 fn unsupported(header: &str, wanted: &str) -> Error {

@@ -25,7 +25,7 @@ impl From<Error> for ApiError {
     fn from(error: Error) -> Self {
         let retry = match error.code {
             Code::ModelLoading | Code::EngineDead | Code::ShuttingDown => Retry::AfterSeconds(5),
-            Code::ServerOverloaded => Retry::AfterSeconds(1),
+            Code::ServerOverloaded | Code::RateLimitExceeded => Retry::AfterSeconds(1),
             Code::RequestExpired => Retry::Never,
             _ => Retry::Unsaid,
         };

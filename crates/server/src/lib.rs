@@ -17,6 +17,7 @@ mod decode;
 mod engine_series;
 mod envelope;
 mod errors;
+mod limit;
 mod logprobs;
 mod messages;
 mod metrics;
@@ -33,6 +34,7 @@ mod waiting;
 mod watchdog;
 
 pub use app::{App, Build, Defaults, Engine, KvCacheInfo, Options, ServedModel};
+pub use auth::ApiKeys;
 pub use serve::run;
 pub use watchdog::EngineFault;
 

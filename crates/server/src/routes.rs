@@ -12,7 +12,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::{App, Phase};
 use crate::errors::ApiError;
-use crate::{auth, chat, completions, envelope, messages, responses, tokenize};
+use crate::{auth, chat, completions, envelope, limit, messages, responses, tokenize};
 
 pub(crate) fn router(app: &App) -> Router {
     Router::new()
@@ -33,7 +33,9 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/metrics", get(metrics))
         .fallback(unknown_url)
         .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), limit::count))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check_key))
+        .layer(middleware::from_fn(limit::bound_head))
         .layer(CatchPanicLayer::custom(envelope::panicked))
         .layer(middleware::from_fn_with_state(app.clone(), envelope::record))
         .layer(auth::cors(app))

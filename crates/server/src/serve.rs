@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::{Future, pending};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -20,10 +21,13 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use crate::app::{App, Phase};
 use crate::connection::{HeldBody, Liveness, Socket};
+use crate::limit::Peer;
 use crate::watchdog::{EngineFault, watch};
 
 /// Pause after a failed accept (no file descriptors left): nothing else would slow the loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Of one connection, for what comes and again for what goes: a head that is larger is refused by hyper.
+const BUFFER_BYTES_MAX: usize = 128 << 10;
 
 /// Serves until `shutdown` resolves, then lets running requests finish within the grace period.
 ///
@@ -42,11 +46,14 @@ pub async fn run(
     let mut fault = None;
     let mut deadline: Option<Instant> = None;
     let mut grace_is_over = false;
+    let connections_max = app.options().connections_max;
     loop {
         tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), app.clone(), closing.subscribe()));
+            // Beyond the bound, clients wait in the system's queue.
+            accepted = listener.accept(), if connections.len() < connections_max => match accepted {
+                Ok((stream, peer)) => {
+                    let (router, closing) = (router.clone(), closing.subscribe());
+                    connections.spawn(connection(stream, peer.ip(), router, app.clone(), closing));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a connection could not be accepted");
@@ -98,7 +105,13 @@ async fn at(deadline: Option<Instant>) {
 }
 
 /// One client, from its first request to its last.
-async fn connection(stream: TcpStream, router: Router, app: App, mut closing: watch::Receiver<bool>) {
+async fn connection(
+    stream: TcpStream,
+    peer: IpAddr,
+    router: Router,
+    app: App,
+    mut closing: watch::Receiver<bool>,
+) {
     // Each event of a stream leaves at once.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY refused");
@@ -106,8 +119,10 @@ async fn connection(stream: TcpStream, router: Router, app: App, mut closing: wa
     let liveness = Liveness::default();
     let socket = Socket::new(stream, liveness.clone(), app.options().stall_timeout);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(app.options().read_timeout);
-    let service = service_fn(|request| answer(request, &router, &app, &liveness));
+    http.timer(TokioTimer::new())
+        .header_read_timeout(app.options().read_timeout)
+        .max_buf_size(BUFFER_BYTES_MAX);
+    let service = service_fn(|request| answer(request, peer, &router, &app, &liveness));
     let mut connection = pin!(http.serve_connection(TokioIo::new(socket), service));
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -128,6 +143,7 @@ async fn until_set(flag: &mut watch::Receiver<bool>) {
 
 fn answer(
     mut request: Request<Incoming>,
+    peer: IpAddr,
     router: &Router,
     app: &App,
     liveness: &Liveness,
@@ -138,6 +154,7 @@ fn answer(
         liveness.request_complete();
     }
     request.extensions_mut().insert(liveness.clone());
+    request.extensions_mut().insert(Peer(peer));
     let guard = app.open_request();
     let router = router.clone();
     async move {

@@ -17,6 +17,12 @@ use crate::errors::{ApiError, internal};
 /// Bodies of more bytes are encoded off the threads that serve others.
 const LONG_BODY: usize = 32 << 10;
 
+/// Of the context, beyond which `/tokenize` refuses a text: some four contexts of plain text. What is read for
+/// an answer has the context itself as its bound.
+const BYTES_A_TOKEN_MAX: usize = 16;
+/// It takes as much whatever the context: about a second's work.
+const TEXT_BYTES: usize = 1 << 20;
+
 /// Runs `work` here if the body was short, else on a thread that may take its time.
 pub(crate) async fn off_thread<T: Send + 'static>(
     body_len: usize,
@@ -110,10 +116,25 @@ fn tokenize_with(
     request: &TokenizeRequest,
 ) -> Result<TokenizeAnswer, Error> {
     let special = request.add_special_tokens;
+    let bytes_max = (model.context_len.saturating_mul(BYTES_A_TOKEN_MAX)).max(TEXT_BYTES);
     let tokens = match &request.input {
+        TokenizeInput::Text(text) if text.len() > bytes_max => return Err(too_long("prompt", bytes_max)),
         TokenizeInput::Text(text) => encode_text(model, text, special)?,
         TokenizeInput::Chat { messages, ending, chat_template_kwargs, tools } => {
-            encode_chat(model, dialect, messages, tools, *ending, chat_template_kwargs, usize::MAX)?.ids
+            encode_chat(
+                model,
+                dialect,
+                messages,
+                tools,
+                *ending,
+                chat_template_kwargs,
+                model.tokenizer.tokens_min(bytes_max),
+            )
+            .map_err(|error| match error.code {
+                Code::ContextLengthExceeded => too_long("messages", bytes_max),
+                _ => error,
+            })?
+            .ids
         }
     };
     let text = |&id: &u32| model.tokenizer.token_text(id);
@@ -123,6 +144,13 @@ fn tokenize_with(
         token_strs: request.return_token_strs.then(|| tokens.iter().map(text).collect()),
         tokens,
     })
+}
+
+fn too_long(param: &str, bytes_max: usize) -> Error {
+    let message = format!(
+        "`{param}` has more than {bytes_max} bytes of text, which is far beyond this model's context. Send it in parts."
+    );
+    Error::value(param, message)
 }
 
 pub(crate) async fn detokenize(

@@ -319,8 +319,9 @@ async fn what_cannot_be_enforced_is_refused_by_name_and_the_next_is_served() {
         assert_eq!(choice(&server, &good).await["message"]["content"], "ok");
     }
     // As far as it can be enforced.
-    let lenient =
-        chat(json!({"tools": tool(json!({"properties": {"a": {"not": {}}}}), false), "max_tokens": 5, "min_tokens": 5}));
+    let lenient = chat(
+        json!({"tools": tool(json!({"properties": {"a": {"not": {}}}}), false), "max_tokens": 5, "min_tokens": 5}),
+    );
     assert_eq!(choice(&server, &lenient).await["finish_reason"], "length");
     let look_around = json!({"properties": {"a": {"type": "string", "pattern": "^(?!x)"}}});
     let unheld = chat(json!({"tools": tool(look_around.clone(), false), "max_tokens": 5, "min_tokens": 5}));

@@ -196,7 +196,7 @@ async fn bad_requests_name_the_field() {
 
 #[tokio::test]
 async fn keys() {
-    let keys = vec!["secret-1".to_owned(), "secret-2".to_owned()];
+    let keys = ["secret-1", "secret-2"].into_iter().collect();
     let server = scripted(Options { api_keys: keys, ..options() }, |_, _| ()).await;
     let get = |path: &str, authorization: &str| {
         format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{authorization}\r\n")

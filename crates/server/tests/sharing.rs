@@ -31,7 +31,7 @@ fn cached(usage: &Value) -> u64 {
 
 /// Sends requests, each as key and salt, and compares the tokens that they find in the cache.
 async fn check_salts(keys: &[&str], asked: &[(&str, Option<&str>, u64)]) {
-    let api_keys = keys.iter().map(|&key| key.to_owned()).collect();
+    let api_keys = keys.iter().collect();
     let runner = FakeRunner::new(model_limits());
     let server = Server::running(Options { api_keys, ..options() }, runner, EngineOptions::default()).await;
     for (i, (key, salt, expected)) in asked.iter().enumerate() {

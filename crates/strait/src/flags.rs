@@ -7,6 +7,8 @@ use clap::builder::{BoolishValueParser, Resettable};
 use clap::{Arg, Args, Command};
 use serde::{Deserialize, Serialize};
 
+use crate::keys::Secret;
+
 /// What to load and how; shared by all that run a model.
 #[derive(Debug, Clone, Default, Args, Serialize, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
@@ -81,7 +83,17 @@ pub(crate) struct ServerFlags {
     pub grammar_timeout: Option<f64>,
     /// Key that clients must send; may be repeated. In the environment it is not seen by `ps`
     #[arg(long, env = "STRAIT_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
-    pub api_key: Vec<String>,
+    pub api_key: Vec<Secret>,
+    /// File of more keys, one a line; lines that begin with # are comments
+    #[arg(long, env = "STRAIT_API_KEY_FILE", value_name = "FILE")]
+    pub api_key_file: Option<String>,
+    /// Requests a minute of one key, or without keys of one address, of which all may come at once; more hear 429
+    /// [default: no bound]
+    #[arg(long, env = "STRAIT_RATE_LIMIT", value_name = "N")]
+    pub rate_limit: Option<usize>,
+    /// Connections open at a time; more wait to be accepted [default: 4096]
+    #[arg(long, env = "STRAIT_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<usize>,
     /// Origin that browsers may call from, beside localhost; `*` is any; may be repeated
     #[arg(long, env = "STRAIT_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<String>,
@@ -130,8 +142,8 @@ pub(crate) struct ServerFlags {
 /// server is open to all, which nobody shall come by in this way.
 pub(crate) fn without_empty_variables(command: Command) -> Command {
     let is_empty = |arg: &Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
-    let reset =
-        |arg: Arg| if is_empty(&arg) && arg.get_id() != "api_key" { arg.env(Resettable::Reset) } else { arg };
+    let opens = |arg: &Arg| arg.get_id() == "api_key" || arg.get_id() == "api_key_file";
+    let reset = |arg: Arg| if is_empty(&arg) && !opens(&arg) { arg.env(Resettable::Reset) } else { arg };
     command.mut_args(reset).mut_subcommands(without_empty_variables)
 }
 

@@ -17,9 +17,9 @@ use crate::failure::Failure;
 use crate::flags::{ModelFlags, ServerFlags};
 use crate::load::{self, Loaded};
 use crate::model_dir::ModelFiles;
-use crate::settings::{self, ModelSettings, ServerSettings};
+use crate::settings::{ModelSettings, ServerSettings};
 use crate::size::show;
-use crate::{logging, machine, print};
+use crate::{logging, machine, options_file, print};
 
 const ORDER: &str = "\
 Each option can be given as a flag, as STRAIT_* in the environment, or by the flag's name in the file of \
@@ -46,7 +46,7 @@ pub(crate) fn main(flags: Flags) -> Result<(), Failure> {
     let start = Instant::now();
     let Flags { mut model, mut server, config, dry_run } = flags;
     if let Some(file) = config {
-        (model, server) = settings::with_file(&file, &model, &server)?;
+        (model, server) = options_file::with_file(&file, &model, &server)?;
     }
     let model = ModelSettings::build(&model, ServerSettings::sequences(&server)?)?;
     let server = ServerSettings::build(&server)?;
@@ -119,6 +119,8 @@ pub(crate) fn options(settings: &ServerSettings, names: &[String]) -> Options {
     Options {
         names: names.to_vec(),
         api_keys: settings.api_keys.clone(),
+        rate_limit: settings.rate_limit,
+        connections_max: settings.connections_max,
         cors_origins: settings.cors_origins.clone(),
         tool_format: settings.tool_format.clone(),
         separate_reasoning: settings.separate_reasoning,
@@ -361,15 +363,21 @@ mod tests {
     }
 
     #[test]
-    fn times_reach_the_server() {
-        let typed =
-            ServerFlags { request_timeout: Some(8.0), step_timeout: Some(7.0), ..ServerFlags::default() };
-        let seconds = |flags: &ServerFlags| {
-            let options = options(&ServerSettings::build(flags).unwrap(), &[]);
-            (options.request_timeout.map(|t| t.as_secs()), options.step_timeout.as_secs())
+    fn limits_reach_the_server() {
+        let typed = ServerFlags {
+            request_timeout: Some(8.0),
+            step_timeout: Some(7.0),
+            rate_limit: Some(6),
+            max_connections: Some(5),
+            ..ServerFlags::default()
         };
-        assert_eq!(seconds(&typed), (Some(8), 7));
-        assert_eq!(seconds(&ServerFlags::default()), (None, 300));
+        let limits = |flags: &ServerFlags| {
+            let options = options(&ServerSettings::build(flags).unwrap(), &[]);
+            let times = (options.request_timeout.map(|t| t.as_secs()), options.step_timeout.as_secs());
+            (times, options.rate_limit.map(|n| n.get()), options.connections_max)
+        };
+        assert_eq!(limits(&typed), ((Some(8), 7), Some(6), 5));
+        assert_eq!(limits(&ServerFlags::default()), ((None, 300), None, 4096));
     }
 
     #[tokio::test]

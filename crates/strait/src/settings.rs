@@ -1,25 +1,20 @@
 //! What was built and checked from the flags: after [`ModelSettings::build`] and
 //! [`ServerSettings::build`] nobody looks at text again.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::anyhow;
-use figment::Figment;
-use figment::providers::{Format, Toml};
-use figment::value::{Dict, Value};
 use kernels::{CacheFormat, Precision};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
 use crate::device::DeviceChoice;
 use crate::failure::Failure;
 use crate::flags::{ModelFlags, ServerFlags};
 use crate::memory::MemoryPolicy;
-use crate::{machine, size};
+use crate::{keys, machine, size};
 
 /// Which checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +44,10 @@ pub(crate) struct ServerSettings {
     pub port: u16,
     /// Empty: the checkpoint's own name.
     pub names: Vec<String>,
-    pub api_keys: Vec<String>,
+    pub api_keys: server::ApiKeys,
+    /// Requests a minute. `None`: no bound.
+    pub rate_limit: Option<NonZeroU32>,
+    pub connections_max: usize,
     pub cors_origins: Vec<String>,
     /// `None`: as the chat template does.
     pub tool_format: Option<String>,
@@ -142,10 +140,10 @@ impl ServerSettings {
     pub(crate) fn build(flags: &ServerFlags) -> Result<Self, Failure> {
         let mut wrong = Wrong::default();
         let names = wrong.note("served-model-name", filled(&flags.served_model_name));
-        let api_keys = filled(&flags.api_key).map_err(|_| {
-            "a key is empty; to serve all who ask, leave out --api-key and STRAIT_API_KEY".into()
-        });
-        let api_keys = wrong.note("api-key", api_keys);
+        let typed_keys = wrong.note("api-key", keys::typed(&flags.api_key));
+        let filed_keys = wrong.note("api-key-file", keys::in_file(flags.api_key_file.as_deref()));
+        let rate_limit = wrong.note("rate-limit", optional(flags.rate_limit, 1, 1 << 20));
+        let connections_max = wrong.note("max-connections", within(flags.max_connections, 4096, 1, 1 << 20));
         let cors_origins = wrong.note("cors-origin", filled(&flags.cors_origin));
         let tool_format = wrong.note("tool-format", tool_format(flags.tool_format.as_deref()));
         let grammar = size::parse(flags.max_grammar_size.as_deref().unwrap_or("64KiB"));
@@ -171,7 +169,9 @@ impl ServerSettings {
                 host: flags.host.clone().unwrap_or_else(|| "127.0.0.1".into()),
                 port: flags.port.unwrap_or(8000),
                 names: names?,
-                api_keys: api_keys?,
+                api_keys: typed_keys?.iter().chain(&filed_keys?).map(keys::Secret::reveal).collect(),
+                rate_limit: rate_limit?.and_then(|n| NonZeroU32::new(n as u32)),
+                connections_max: connections_max?,
                 cors_origins: cors_origins?,
                 tool_format: tool_format?,
                 separate_reasoning: !flags.no_separate_reasoning,
@@ -207,49 +207,6 @@ fn tool_format(name: Option<&str>) -> Result<Option<String>, String> {
     match name {
         Some(name) if !known.contains(&name) => Err(format!("`{name}` is none of {}", known.join(", "))),
         name => Ok(name.map(str::to_owned)),
-    }
-}
-
-/// Flags and environment, as clap has merged them, over the file.
-pub(crate) fn with_file(
-    file: &Path,
-    model: &ModelFlags,
-    server: &ServerFlags,
-) -> Result<(ModelFlags, ServerFlags), Failure> {
-    let usage = |error: String| Failure::Usage(format!("{}: {error}", file.display()));
-    let toml = Figment::from(Toml::file_exact(file));
-    let in_file: Dict = toml.extract().map_err(|error| usage(error.to_string()))?;
-    let known: BTreeSet<String> =
-        [keys(&ModelFlags::default()), keys(&ServerFlags::default())].concat().into_iter().collect();
-    let unknown: Vec<&str> = in_file.keys().filter(|key| !known.contains(*key)).map(String::as_str).collect();
-    if !unknown.is_empty() {
-        let known: Vec<String> = known.into_iter().collect();
-        return Err(usage(format!("no such option: {}; there are {}", unknown.join(", "), known.join(", "))));
-    }
-    Ok((over(&toml, model).map_err(usage)?, over(&toml, server).map_err(usage)?))
-}
-
-fn over<T: Serialize + DeserializeOwned>(toml: &Figment, typed: &T) -> Result<T, String> {
-    let given = fields(typed).into_iter().filter(|(_, value)| is_given(value));
-    let given = given.fold(toml.clone(), |figment, (key, value)| figment.merge((key, value)));
-    given.extract().map_err(|error| error.to_string())
-}
-
-fn keys<T: Serialize>(flags: &T) -> Vec<String> {
-    fields(flags).into_keys().collect()
-}
-
-fn fields<T: Serialize>(flags: &T) -> Dict {
-    Value::serialize(flags).ok().and_then(Value::into_dict).unwrap_or_default()
-}
-
-/// Flags that were not typed are absent, empty or false.
-fn is_given(value: &Value) -> bool {
-    match value {
-        Value::Empty(..) => false,
-        Value::Bool(_, set) => *set,
-        Value::Array(_, items) => !items.is_empty(),
-        _ => true,
     }
 }
 
@@ -391,52 +348,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_come_from_both_places_and_are_never_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "hidden-1\nhidden-2\n").unwrap();
+        let flags = ServerFlags {
+            api_key: vec![keys::Secret::from("hidden-3".to_owned())],
+            api_key_file: file.path().to_str().map(str::to_owned),
+            ..ServerFlags::default()
+        };
+        let settings = ServerSettings::build(&flags).unwrap();
+        let shown = format!("{flags:?} {settings:?}");
+        assert!(shown.contains("3 keys") && !shown.contains("hidden"), "{shown}");
+    }
+
+    #[test]
     fn log_levels_are_levels() {
         for (text, fine) in [("info", true), ("info,server=debug", true), ("chatty", false), ("", false)] {
             assert_eq!(log_levels(text).is_ok(), fine, "{text:?}");
         }
-    }
-
-    fn in_file(toml: &str) -> Result<(ModelFlags, ServerFlags), Failure> {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), toml).unwrap();
-        let model = ModelFlags { threads: Some(3), ..ModelFlags::default() };
-        with_file(file.path(), &model, &ServerFlags { port: Some(1), ..ServerFlags::default() })
-    }
-
-    #[test]
-    fn flags_go_before_the_file() {
-        let (model, server) =
-            in_file("threads = 7\nport = 9\nblock-size = 16\nstrict-context = true\napi-key = ['a', 'b']")
-                .unwrap();
-        assert_eq!((model.threads, model.block_size, model.strict_context), (Some(3), Some(16), true));
-        assert_eq!((server.port, server.api_key), (Some(1), vec!["a".to_owned(), "b".to_owned()]));
-    }
-
-    #[test]
-    fn the_file_is_refused_by_key() {
-        for (toml, expected) in [
-            ("prot = 80", "prot"),
-            ("max-num-seqs = 'many'", "max-num-seqs"),
-            ("host = 5", "host"),
-            ("port = ", "TOML parse error"),
-        ] {
-            let error = in_file(toml).unwrap_err();
-            assert!(matches!(&error, Failure::Usage(what) if what.contains(expected)), "{toml}: {error}");
-        }
-    }
-
-    #[test]
-    fn the_example_shows_every_option() {
-        let example = include_str!("../../../configs/strait.example.toml");
-        let shown: Vec<&str> = example.lines().filter_map(|line| line.strip_prefix('#')).collect();
-        let options = shown.into_iter().filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
-        let toml = options.collect::<Vec<_>>().join("\n");
-        let (model, server) = in_file(&toml).unwrap();
-        ModelSettings::build(&model, ServerSettings::sequences(&server).unwrap()).unwrap();
-        ServerSettings::build(&server).unwrap();
-        let shown: Dict = Figment::from(Toml::string(&toml)).extract().unwrap();
-        let all = [keys(&ModelFlags::default()), keys(&ServerFlags::default())].concat();
-        assert_eq!(shown.into_keys().collect::<BTreeSet<_>>(), all.into_iter().collect());
     }
 }

@@ -18,7 +18,7 @@ pub fn error_body(error: &Error) -> Value {
         401 => "authentication_error",
         404 => "not_found_error",
         408 => "timeout_error",
-        413 => "request_too_large",
+        413 | 414 | 431 => "request_too_large",
         429 => "rate_limit_error",
         503 => "overloaded_error",
         400..500 => "invalid_request_error",

@@ -19,6 +19,7 @@ use super::report::{Column, Report, Row};
 use super::{print_json, within};
 use crate::failure::Failure;
 use crate::flags::{ModelFlags, ServerFlags};
+use crate::keys::Secret;
 use crate::model_dir::ModelFiles;
 use crate::settings::{ModelSettings, ServerSettings};
 use crate::{logging, print, serve};
@@ -113,7 +114,7 @@ impl Target {
             None => flags.start().map(|(local, vocab_size)| (Some(local), vocab_size))?,
         };
         let url = local.as_ref().map(|local| &local.url).or(flags.url.as_ref()).map_or("", String::as_str);
-        let key = flags.server.api_key.first().map(String::as_str);
+        let key = flags.server.api_key.first().map(Secret::reveal);
         let address =
             Address::parse(url, key, patience).map_err(|what| Failure::Usage(format!("url: {what}")))?;
         let address = Arc::new(address);
@@ -227,6 +228,9 @@ impl TargetFlags {
     /// The server, and the size of its vocabulary.
     fn start(&self) -> Result<(Local, usize), Failure> {
         let mut flags = self.server.clone();
+        if flags.api_key_file.is_some() {
+            return Err(Failure::Usage("api-key-file: a bench has one client; give --api-key".into()));
+        }
         flags.port.get_or_insert(0);
         // What a bench prints is its result.
         flags.log_level.get_or_insert_with(|| "warn".into());

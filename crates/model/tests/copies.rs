@@ -26,7 +26,7 @@ fn decode(model: &mut Model<Cpu>, prompt: &[u32], rows: &[Row<'_>], copies: &[(u
     let limits = model.step_limits().clone();
     let mut outcome = Outcome::default();
     let mut forward = |step: &StepData| {
-        ModelRunner::launch(model, &step.batch()).unwrap();
+        ModelRunner::launch(model, &mut step.batch(), &mut |_| ()).unwrap();
         ModelRunner::collect(model, &mut outcome).unwrap();
         outcome.logits.chunks(limits.vocab_size).map(<[f32]>::to_vec).collect::<Vec<_>>()
     };

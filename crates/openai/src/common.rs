@@ -9,9 +9,9 @@ use crate::fields::{Bounds, Fields, to_ids, to_number, to_string, wrong_type};
 /// Most sequences that one request may ask for, prompts times choices.
 pub(crate) const SEQUENCES_MAX: usize = 256;
 const CHOICES_MAX: i64 = 128;
-const BIASES_MAX: usize = 1024;
-const STOPS_MAX: usize = 64;
-const STOP_BYTES_MAX: usize = 1024;
+pub(crate) const BIASES_MAX: usize = 1024;
+pub(crate) const STOPS_MAX: usize = 64;
+pub(crate) const STOP_BYTES_MAX: usize = 1024;
 const STOP_IDS_MAX: usize = 256;
 const SALT_CHARS_MAX: usize = 1024;
 const BAD_WORDS_MAX: usize = 256;

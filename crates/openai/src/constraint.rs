@@ -6,7 +6,7 @@ use crate::error::{Code, Error, Result};
 use crate::fields::{Fields, missing, to_string, wrong_type};
 use crate::tools::check_name;
 
-const CHOICES_MAX: usize = 1024;
+pub(crate) const CHOICES_MAX: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Constraint {

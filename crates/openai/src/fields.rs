@@ -153,6 +153,8 @@ impl Fields {
     }
 
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
+        #[cfg(test)]
+        crate::schema::tests::note(&self.path(key));
         self.map.swap_remove(key).filter(|value| !value.is_null())
     }
 

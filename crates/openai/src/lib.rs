@@ -16,6 +16,7 @@ mod message;
 mod models;
 mod parts;
 pub mod responses;
+pub mod schema;
 mod tokenize;
 mod tools;
 mod unserved;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use crate::error::{Code, Error, Result};
 use crate::fields::{Fields, missing, wrong_type};
@@ -52,7 +53,7 @@ impl Message {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ToolCall {
     pub id: String,
     /// Always `function`.
@@ -66,7 +67,7 @@ impl ToolCall {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct CalledFunction {
     pub name: String,
     /// JSON as text.

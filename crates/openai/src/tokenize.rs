@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use utoipa::ToSchema;
 
 use crate::Parsed;
 use crate::chat::Ending;
@@ -63,11 +64,12 @@ impl TokenizeRequest {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct TokenizeAnswer {
     pub tokens: Vec<u32>,
     pub count: usize,
     pub max_model_len: usize,
+    #[schema(required)]
     pub token_strs: Option<Vec<String>>,
 }
 
@@ -90,7 +92,7 @@ impl DetokenizeRequest {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct DetokenizeAnswer {
     pub prompt: String,
 }

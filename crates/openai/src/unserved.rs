@@ -6,9 +6,9 @@ use crate::error::{Code, Error, Result};
 use crate::fields::{Fields, wrong_type};
 
 /// Field, and the JSON values that ask for nothing: those are accepted, any other is refused.
-type Row = (&'static str, &'static [&'static str]);
+pub(crate) type Row = (&'static str, &'static [&'static str]);
 
-const COMMON: &[Row] = &[
+pub(crate) const COMMON: &[Row] = &[
     ("detokenize", &["true"]),
     ("early_stopping", &["false"]),
     ("guided_decoding_backend", &[]),
@@ -23,7 +23,7 @@ const COMMON: &[Row] = &[
     ("vllm_xargs", &["{}"]),
 ];
 
-const CHAT: &[Row] = &[
+pub(crate) const CHAT: &[Row] = &[
     ("audio", &[]),
     ("best_of", &["1"]),
     ("chat_template", &[]),
@@ -38,7 +38,7 @@ const CHAT: &[Row] = &[
     ("web_search_options", &[]),
 ];
 
-const COMPLETION: &[Row] = &[
+pub(crate) const COMPLETION: &[Row] = &[
     ("audio", &[]),
     ("chat_template", &[]),
     ("function_call", &[r#""none""#, r#""auto""#]),
@@ -58,11 +58,11 @@ const COMPLETION: &[Row] = &[
 ];
 
 /// As [`Row`], and what to do instead; nothing said: to leave it out.
-type AdvisedRow = (&'static str, &'static [&'static str], &'static str);
+pub(crate) type AdvisedRow = (&'static str, &'static [&'static str], &'static str);
 
 const NOTHING_IS_KEPT: &str = "Nothing is kept here: send the whole conversation as `input`.";
 
-const RESPONSES: &[AdvisedRow] = &[
+pub(crate) const RESPONSES: &[AdvisedRow] = &[
     ("access_programs", &[], ""),
     ("add_generation_prompt", &["true"], ""),
     ("audio", &[], ""),
@@ -96,7 +96,7 @@ const RESPONSES: &[AdvisedRow] = &[
     ("web_search_options", &[], ""),
 ];
 
-const MESSAGES: &[AdvisedRow] = &[
+pub(crate) const MESSAGES: &[AdvisedRow] = &[
     ("container", &[], ""),
     (
         "context_management",

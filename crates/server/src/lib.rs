@@ -14,6 +14,7 @@ mod connection;
 mod constrain;
 mod conversation;
 mod decode;
+mod docs;
 mod engine_series;
 mod envelope;
 mod errors;

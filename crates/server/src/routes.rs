@@ -12,7 +12,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::app::{App, Phase};
 use crate::errors::ApiError;
-use crate::{auth, chat, completions, envelope, limit, messages, responses, tokenize};
+use crate::{auth, chat, completions, docs, envelope, limit, messages, responses, tokenize};
 
 pub(crate) fn router(app: &App) -> Router {
     Router::new()
@@ -31,6 +31,8 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/ready", get(ready))
         .route("/version", get(version))
         .route("/metrics", get(metrics))
+        .route("/openapi.json", get(docs::document(app)))
+        .route("/docs", get(docs::page))
         .fallback(unknown_url)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), limit::count))

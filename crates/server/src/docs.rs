@@ -4,6 +4,7 @@ mod operations;
 
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use utoipa::ToSchema;
 use utoipa::openapi::header::HeaderBuilder;
 use utoipa::openapi::path::{OperationBuilder, ParameterBuilder, ParameterIn, PathItem, Paths};
 use utoipa::openapi::request_body::RequestBodyBuilder;
@@ -15,7 +16,6 @@ use utoipa::openapi::{
     Content, InfoBuilder, License, OpenApi, OpenApiBuilder, Ref, RefOr, Required, Response as Described,
     ResponseBuilder,
 };
-use utoipa::{PartialSchema, ToSchema};
 
 use crate::app::{App, Options};
 use operations::{Body, OPERATIONS, Operation, STATUSES};
@@ -133,7 +133,7 @@ fn response_name(operation: &Operation, status: u16) -> String {
 
 fn components() -> Components {
     let mut components = ComponentsBuilder::new().schemas_from_iter(openai::schema::schemas());
-    components = components.schema("Status", Status::schema()).schema("Version", Version::schema());
+    components = components.schema_from::<Status>().schema_from::<Version>();
     for schema in ["Error", "MessagesError"] {
         for (status, text) in STATUSES {
             components = components.response(format!("{schema}{status}"), failure(*status, text, schema));
@@ -178,6 +178,7 @@ impl Operation {
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "only its schema is used")]
 struct Status {
+    #[schema(inline)]
     status: StatusWord,
     /// Share of the model that is loaded.
     #[schema(minimum = 0, maximum = 1)]

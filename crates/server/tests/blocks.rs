@@ -151,7 +151,7 @@ async fn responses_whole_and_streamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_whole_streamed_and_their_errors() {
-    let keyed = Options { api_keys: vec!["k".into()], ..options() };
+    let keyed = Options { api_keys: ["k"].into_iter().collect(), ..options() };
     let refused = saying(keyed, CALL).await.post("/v1/messages", &json!({})).await;
     assert_eq!(
         (refused.status, &refused.json()["error"]["type"]),

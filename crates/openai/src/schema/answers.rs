@@ -21,11 +21,13 @@ struct ErrorObject {
 }
 
 #[derive(ToSchema)]
-#[schema(rename_all = "snake_case")]
 enum ErrorType {
-    InvalidRequestError,
-    RateLimitError,
-    ServerError,
+    #[schema(rename = "invalid_request_error")]
+    InvalidRequest,
+    #[schema(rename = "rate_limit_error")]
+    RateLimit,
+    #[schema(rename = "server_error")]
+    Server,
 }
 
 /// Why an answer ended.

@@ -37,8 +37,11 @@ fn without_indices(path: &str) -> String {
 /// What a body is understood as, as text, and the names that are ignored.
 type Parse = fn(&[u8]) -> Result<(String, Vec<String>)>;
 
+/// Gives a body the fields beside which others may stand.
+type Company = fn(&mut Value);
+
 /// Each request by the name of its schema, how it is read, and what its fields want of each other.
-const REQUESTS: &[(&str, Parse, fn(&mut Value))] = &[
+const REQUESTS: &[(&str, Parse, Company)] = &[
     ("ChatRequest", |body| read(ChatRequest::parse(body, VOCAB_SIZE)), chat_company),
     ("CompletionRequest", |body| read(CompletionRequest::parse(body, VOCAB_SIZE)), completion_company),
     ("ResponsesRequest", |body| read(ResponsesRequest::parse(body, VOCAB_SIZE)), responses_company),
@@ -133,7 +136,7 @@ struct Request {
     schemas: Value,
     name: &'static str,
     parse: Parse,
-    company: fn(&mut Value),
+    company: Company,
 }
 
 impl Request {

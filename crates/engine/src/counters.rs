@@ -132,7 +132,7 @@ impl Counters {
             End::Finished(FinishReason::Length) => &self.exhausted,
             End::Rejected(_) => &self.rejected,
             End::Expired => &self.expired,
-            End::Failed(_) => &self.failed,
+            End::Stuck | End::Failed(_) => &self.failed,
         };
         counter.fetch_add(1, Relaxed);
     }

@@ -60,8 +60,11 @@ impl Head {
                 Some(id)
             }
             Err(reason) => {
-                let fault = self.sampler.fault().map(str::to_owned);
-                self.end = Some(End::Failed(fault.unwrap_or_else(|| reason.to_string())));
+                self.end = Some(match (self.sampler.fault(), reason) {
+                    (Some(fault), _) => End::Failed(fault.to_owned()),
+                    (None, NoToken::AllMasked) if self.sampler.restricts() => End::Stuck,
+                    (None, _) => End::Failed(reason.to_string()),
+                });
                 None
             }
         }

@@ -240,6 +240,8 @@ pub enum End {
     Rejected(String),
     /// Its deadline passed.
     Expired,
-    /// Its step failed, the sampler had nothing left to draw, or the engine died.
+    /// The request's own constraint, biases and `min_new_tokens` left no token to draw.
+    Stuck,
+    /// Its step failed, the model left nothing to draw, or the engine died.
     Failed(String),
 }

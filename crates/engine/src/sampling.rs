@@ -114,6 +114,11 @@ impl Sampler {
         self.n_drawn += 1;
     }
 
+    /// Whether the request excludes tokens from the next draw.
+    pub(crate) fn restricts(&self) -> bool {
+        self.constrained.is_some() || !self.logit_bias.is_empty() || self.n_drawn < self.min_new_tokens
+    }
+
     pub(crate) fn constrained(&mut self) -> Option<&mut Constrained> {
         self.constrained.as_mut()
     }

@@ -33,7 +33,9 @@ pub(crate) const CHAT: &[Row] = &[
     ("functions", &["[]"]),
     ("mm_processor_kwargs", &["{}"]),
     ("modalities", &[r#"["text"]"#]),
+    ("moderation", &[]),
     ("prediction", &[]),
+    ("prompt_cache_options", &[]),
     ("suffix", &[r#""""#]),
     ("web_search_options", &[]),
 ];

@@ -118,6 +118,7 @@ impl Answers {
         match broken {
             Broken::Rejected(reason) => rejected(&reason),
             Broken::Expired => expired(self.app.options().request_timeout.unwrap_or_default()),
+            Broken::Stuck => stuck(),
             Broken::Failed(_) if !self.app.engine_lives() => engine_dead(),
             Broken::Failed(cause) => internal(&cause),
         }
@@ -157,6 +158,15 @@ fn rejected(reason: &str) -> Error {
     let capital = letters.next().map(|first| first.to_uppercase().to_string());
     let message = format!("{}{}.", capital.unwrap_or_default(), letters.as_str());
     Error::new(Code::ContextLengthExceeded, message)
+}
+
+/// Seen only while an answer is drawn: what is excluded depends on what stands there already.
+fn stuck() -> Error {
+    Error::new(
+        Code::InvalidValue,
+        "No token was left to draw: the request's fields (a schema or grammar, `allowed_token_ids`, `bad_words`, \
+         `logit_bias`, `min_tokens`) exclude all of them together. Loosen one of these.",
+    )
 }
 
 fn expired(limit: Duration) -> Error {

@@ -53,6 +53,11 @@ impl Liveness {
         self.0.reader.wake();
     }
 
+    /// Some of the request's body was not read.
+    pub(crate) fn is_unread(&self) -> bool {
+        self.0.reading.load(Ordering::SeqCst)
+    }
+
     fn answer_finished(&self) {
         self.0.reading.store(false, Ordering::SeqCst);
         self.0.answering.store(false, Ordering::SeqCst);

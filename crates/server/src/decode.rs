@@ -126,6 +126,7 @@ pub(crate) enum Update {
 pub(crate) enum Broken {
     Rejected(String),
     Expired,
+    Stuck,
     Failed(String),
 }
 
@@ -348,6 +349,7 @@ impl Choice {
             Some(Event::End(End::Finished(reason))) => self.finish(reason),
             Some(Event::End(End::Rejected(reason))) => return Err(Broken::Rejected(reason)),
             Some(Event::End(End::Expired)) => return Err(Broken::Expired),
+            Some(Event::End(End::Stuck)) => return Err(Broken::Stuck),
             Some(Event::End(End::Failed(cause))) => return Err(Broken::Failed(cause)),
             None => return Err(Broken::Failed("the engine left without an end".into())),
         }

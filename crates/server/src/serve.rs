@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
-use axum::http::{Request, Response, Version};
+use axum::http::{HeaderValue, Request, Response, Version, header};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -159,7 +159,12 @@ fn answer(
     let router = router.clone();
     async move {
         // The router is always ready and never fails.
-        let Ok(response) = TowerToHyperService::new(router).call(request).await;
+        let Ok(mut response) = TowerToHyperService::new(router).call(request).await;
+        if liveness.is_unread() {
+            // The rest of the body would stand where the next request is looked for: the connection ends here, and a
+            // client that knows does not send another on it.
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         Ok(response.map(|body| HeldBody { body, liveness, _guard: guard }))
     }
 }

@@ -316,7 +316,8 @@ async fn what_leaves_nothing_to_draw_is_refused() {
     let stuck = completion(&json!({"allowed_token_ids": id, "bad_words": ["aa"]}));
     let plain = json!({});
     let (stuck, fine) = tokio::join!(server.post(COMPLETIONS, &stuck), choices(&server, &plain));
-    assert_eq!((stuck.status, fine.len()), (500, 1));
+    assert_eq!((stuck.status, fine.len()), (400, 1));
+    assert_eq!(stuck.error(), ("invalid_value".to_owned(), None));
     assert_eq!(choices(&server, &plain).await, fine);
 }
 

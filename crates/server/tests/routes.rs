@@ -106,6 +106,9 @@ async fn bodies_that_are_refused() {
         let reply = server.send(&request).await;
         assert_eq!((reply.status, reply.error().0.as_str()), (status, code), "{request}");
     }
+    // What comes next is the rest of the body, not a request: the client is told, and the connection ends.
+    let reply = server.send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 1001\r\n\r\n").await;
+    assert_eq!((reply.status, reply.header("connection")), (413, Some("close")));
 }
 
 #[tokio::test]

@@ -195,6 +195,7 @@ impl Chat {
                     ids.map(|id| detokenizer.push(id)).try_for_each(&mut say)?;
                 }
                 Event::End(End::Finished(_)) => break,
+                Event::End(End::Stuck) => bail!("no token was left to draw"),
                 Event::End(End::Expired) => bail!("the answer took too long"),
                 Event::End(End::Rejected(why) | End::Failed(why)) => bail!(why),
             }

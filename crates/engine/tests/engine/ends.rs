@@ -102,6 +102,7 @@ fn check_answer(
         }
         End::Rejected(_) => assert!(!runs),
         End::Expired => assert!(runs && request.deadline.is_some()),
+        End::Stuck => panic!("nothing was excluded: {request:?}"),
         End::Failed(text) if text.contains("engine stopped") => assert!(runs && dead),
         End::Failed(text) => {
             assert!(text.contains("as told"), "{text}");
@@ -132,7 +133,7 @@ impl Told {
             End::Rejected(_) => "rejected",
             End::Expired => "expired",
             End::Failed(text) if text.contains("engine stopped") => "orphaned",
-            End::Failed(_) => "failed",
+            End::Stuck | End::Failed(_) => "failed",
         };
         *self.ends.entry(kind).or_default() += 1;
         self.tokens += heard.tokens.len() as u64;

@@ -106,7 +106,7 @@ impl Stage {
             let mark = match &client.heard().end {
                 None => return true,
                 Some(End::Finished(_)) => '.',
-                Some(End::Failed(_)) => '!',
+                Some(End::Stuck | End::Failed(_)) => '!',
                 Some(End::Rejected(_)) => '?',
                 Some(End::Expired) => '#',
             };

@@ -248,7 +248,7 @@ async fn odd_requests_get_an_error_object() {
         (format!("PATCH {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), 405, "method_not_allowed"),
         (format!("TRACE {PATH} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"), 405, "method_not_allowed"),
         ("GET /../../etc/passwd HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".into(), 404, "unknown_url"),
-        (post("/v1/messages/../../x", "{}"), 404, "unknown_url"),
+        (post("/v1/chat/../../x", "{}"), 404, "unknown_url"),
     ];
     for (request, status, code) in cases {
         let shown: String = request.chars().take(120).collect();

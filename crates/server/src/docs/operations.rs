@@ -54,13 +54,15 @@ pub(super) const OPERATIONS: &[Operation] = &[
 
 /// Statuses of failures, and what they mean.
 pub(super) const STATUSES: &[(u16, &str)] = &[
-    (400, "The request cannot be served as it is; `error.param` names the field."),
+    (400, "The request cannot be served as it is; the error names the field."),
     (401, "The API key is missing or wrong."),
     (404, "The model does not exist here, or the route serves nothing."),
     (408, "The body did not arrive in time, or the answer was not complete in time."),
     (413, "The body is too large."),
+    (414, "The URL is too long."),
     (415, "The body is not plain `application/json`."),
     (429, "The queue is full, or the key is over its limit."),
+    (431, "The headers are too large."),
     (500, "A fault of the server; its log has the cause beside the request id."),
     (503, "The model is loading, the server shuts down, or the engine is dead."),
 ];
@@ -79,7 +81,8 @@ impl Operation {
             (_, None) if self.tag == OPEN => &[500],
             (_, None) => &[401, 429, 500],
         };
-        some.iter().copied()
+        // Any URL and any headers may be too long.
+        some.iter().copied().chain([414, 431])
     }
 
     /// Name of the schema of what is not 2xx.

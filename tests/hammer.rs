@@ -22,6 +22,9 @@ use serde_json::{Value, json};
 const BATCH: usize = 250;
 const CLIENTS: usize = 8;
 
+/// The server's own limit is far above. Who is still sending when it says 413 may not hear it: that is another test's affair.
+const BODY_BYTES_MAX: usize = 1 << 20;
+
 /// Small enough for a request that asks for all that it may have to end soon.
 const SHAPE: [&str; 8] = [
     "--max-model-len",
@@ -78,10 +81,15 @@ fn strike(server: &Server, agent: &ureq::Agent, seed: u64, index: usize, tally: 
     let route = *dice.of(&ROUTES);
     let mut body = good::request(route, &mut dice);
     for _ in 0..dice.below(4) {
+        let before = body.clone();
         bad::mutate(route, &mut body, &mut dice);
+        if body.to_string().len() > BODY_BYTES_MAX {
+            body = before;
+        }
     }
     let sent = bad::encode(route, &body, &mut dice);
-    let shown = format!("{index}: {route} {:.300}", String::from_utf8_lossy(&sent.body));
+    let shown =
+        format!("{index}: {route} {} bytes {:.300}", sent.body.len(), String::from_utf8_lossy(&sent.body));
     let start = Instant::now();
     let (status, code) = judge(server, agent, &sent).unwrap_or_else(|why| panic!("{why}\nrequest {shown}"));
     let took = start.elapsed();
@@ -144,6 +152,10 @@ fn error_code(route: &str, answer: &Value) -> Option<String> {
 fn stream_end(route: &str, text: &str) -> Result<(), String> {
     let data: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     let (last, events) = data.split_last().ok_or("a stream of nothing")?;
+    // The request's own fields may leave nothing to draw, which is seen only then.
+    if text.contains("No token was left to draw") {
+        return Ok(());
+    }
     let ends = match route {
         MESSAGES => last.contains("\"type\":\"message_stop\""),
         RESPONSES => {

@@ -11,8 +11,7 @@ use crate::connection::Liveness;
 
 /// The whole body, or why it is not read.
 pub(crate) async fn read(app: &App, request: Request) -> Result<Bytes, Error> {
-    // A body of another type is read all the same: a client that is still sending it would not hear the answer.
-    let readable = check_headers(request.headers());
+    check_headers(request.headers())?;
     let limit = app.options().body_bytes_max;
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -44,7 +43,7 @@ pub(crate) async fn read(app: &App, request: Request) -> Result<Bytes, Error> {
     if let Some(liveness) = liveness {
         liveness.request_complete();
     }
-    readable.map(|()| body)
+    Ok(body)
 }
 
 fn too_large(limit: usize) -> Error {

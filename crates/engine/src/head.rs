@@ -61,7 +61,10 @@ impl Head {
             }
             Err(reason) => {
                 self.end = Some(match (self.sampler.fault(), reason) {
-                    (Some(fault), _) => End::Failed(fault.to_owned()),
+                    (Some(fault), _) => {
+                        tracing::warn!(fault, "a grammar came to no mask");
+                        End::Stuck
+                    }
                     (None, NoToken::AllMasked) if self.sampler.restricts() => End::Stuck,
                     (None, _) => End::Failed(reason.to_string()),
                 });

@@ -165,7 +165,7 @@ fn stuck() -> Error {
     Error::new(
         Code::InvalidValue,
         "No token was left to draw: the request's fields (a schema or grammar, `allowed_token_ids`, `bad_words`, \
-         `logit_bias`, `min_tokens`) exclude all of them together. Loosen one of these.",
+         `logit_bias`, `min_tokens`) exclude all of them together, or are too much to follow. Loosen one of these.",
     )
 }
 

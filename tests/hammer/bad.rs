@@ -13,6 +13,9 @@ pub(crate) struct Sent {
     pub(crate) headers: Vec<(&'static str, &'static str)>,
 }
 
+/// What a client has sent in one go, whatever the server does meanwhile.
+const REFUSED_BYTES_MAX: usize = 16 << 10;
+
 /// Text that stands for what serde_json does not write.
 const RAW: [(&str, &str); 4] =
     [("\"@nan\"", "NaN"), ("\"@huge\"", "1e999"), ("\"@half\"", r#""\ud800""#), ("\"@minus\"", "-0.0e-0")];
@@ -325,6 +328,10 @@ pub(crate) fn encode(route: &'static str, body: &Value, dice: &mut Dice) -> Sent
         Sent { route, body: text.into_bytes(), headers: vec![("content-type", "application/json")] };
     if dice.one_in(10) {
         garble(&mut sent, dice);
+    }
+    // A refused type is told before the body is read: a client that still sends a long one may not hear it.
+    if sent.headers != [("content-type", "application/json")] {
+        sent.body.truncate(REFUSED_BYTES_MAX);
     }
     sent
 }
